@@ -1,0 +1,156 @@
+"""Rows: their columns, and how they are kept. One JSON line per row; a killed run loses nothing that was acknowledged."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .case import CASE_FIELDS
+from .errors import StoreError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[str, Any]
+SCHEMA_VERSION = 1
+STATUSES = ("ok", "wrong", "unsupported", "build_failed", "launch_failed", "crashed", "timeout")
+
+# What each column means, its unit, and the order in which columns stand. A value that was not measured is null.
+COLUMNS: dict[str, str] = {
+    "schema_version": "version of this table of columns",
+    "run_id": "the run that measured the row",
+    "cell_id": "digest of experiment cell: variant, backend, case, tunables",
+    "experiment": "name of the experiment",
+    "variant": "the algorithm",
+    "kind": "kernel, baseline or helper",
+    "backend": "amd, nvidia or cpu (emulation)",
+    "arch": "gfx942, sm_90, ...; wave32 or wave64 on cpu",
+    "device": "name of the device; the processor on cpu",
+    **dict.fromkeys(CASE_FIELDS, "see Case"),
+    "tunables": "compile-time knobs, by name",
+    "caveat": "what a user who swaps the variant in should know",
+    "status": "ok, wrong, unsupported, build_failed, launch_failed, crashed or timeout",
+    "reason": "why the status is not ok",
+    "log": "path of the log, relative to the run",
+    "max_abs_err": "largest |out - oracle|",
+    "max_rel_err": "largest |out - oracle| / |oracle|, where the oracle is not 0",
+    "bound_ratio": "largest |out - oracle| / bound; above 1 is wrong",
+    "ulp_mean": "mean signed error in units in the last place of the output type",
+    "ulp_rms": "root mean square of the same",
+    "share_rounded": "share of outputs that equal the correctly rounded oracle",
+    "n_bad": "number of outputs outside the bound",
+    "first_bad": "[batch, dim, seqlen] index of the first of them",
+    "integer_probe": "integer inputs give the exact integers, bit for bit",
+    "causality": "changing x after t leaves out up to t unchanged, bit for bit",
+    "gaps_untouched": "memory around and between the outputs was not written, inputs were not changed",
+    "field_tolerance": "whether the published tolerance of the field would have passed this output",
+    "torch_max_abs_err": "max_abs_err of F.conv1d in the same dtype",
+    "torch_max_rel_err": "max_rel_err of F.conv1d",
+    "torch_bound_ratio": "bound_ratio of F.conv1d",
+    "torch_ulp_mean": "ulp_mean of F.conv1d",
+    "torch_ulp_rms": "ulp_rms of F.conv1d",
+    "torch_share_rounded": "share_rounded of F.conv1d",
+    "torch_n_bad": "n_bad of F.conv1d",
+    "timing_mode": "stream (launches in a stream), graph (graph replay) or wall (cpu)",
+    "cache_state": "cold (rotating buffers beyond the cache) or warm",
+    "time_us_p20": "20th percentile of the samples, microseconds a launch",
+    "time_us_p50": "median of the samples",
+    "time_us_p80": "80th percentile of the samples",
+    "time_us_mean": "mean of the samples",
+    "time_std_pct": "standard deviation of the samples, % of their mean",
+    "samples_us": "the raw samples, in the order taken",
+    "launches_per_sample": "launches behind one sample",
+    "stop_reason": "why sampling stopped: precise, budget or count",
+    "stage_us": "median time of each device stage alone, by name; null for one stage",
+    "bytes": "fewest bytes the case must move",
+    "flops": "useful floating-point operations",
+    "executed_flops": "floating-point operations issued, where the algorithm does more than the useful ones",
+    "gbps": "bytes / time_us_p50, GB/s (1e9)",
+    "tflops": "flops / time_us_p50, TFLOP/s",
+    "copy_time_us": "median time of the faster copy of the same bytes, in the same group",
+    "copy_kind": "which copy that was: runtime or kernel",
+    "copy_gbps": "what that copy reached, GB/s",
+    "pct_copy": "copy_time_us / time_us_p50, %",
+    "empty_time_us": "median time of an empty launch, in the same group",
+    "flags": "what makes the time doubtful: above_ceiling, below_launch, noisy",
+    "build_s": "seconds the compiler took (0 when cached)",
+    "digest": "digest of the build",
+    "vgprs": "vector registers (registers on nvidia)",
+    "sgprs": "scalar registers",
+    "lds_bytes": "static shared memory of a block, bytes",
+    "spills": "registers spilled",
+    "code_bytes": "size of the machine code",
+    "clock_mhz": "device clock at the end of the group",
+    "temperature_c": "device temperature at the end of the group",
+    "time_unix": "when the row was made, seconds since 1970",
+}
+
+
+def new_row(**values: Any) -> Row:
+    """A row with every column, null where `values` has none. KeyError on a column that does not exist."""
+    unknown = set(values) - set(COLUMNS)
+    if unknown:
+        raise KeyError(f"not a column: {', '.join(sorted(unknown))}")
+    return {name: _plain(values.get(name)) for name in COLUMNS}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity; a number that is not finite was not measured."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def append(path: Path, row: Row) -> None:
+    """Add one row to a JSON-lines file: one write, flushed to disk. Safe beside other writers.
+
+    Raises StoreError, naming the path, when the disk refuses.
+    """
+    line = (json.dumps(row, allow_nan=False) + "\n").encode()
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            if os.write(fd, line) != len(line):
+                raise OSError("short write")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as e:
+        raise StoreError(f"{path}: cannot append a row: {e}") from e
+
+
+def read(path: Path) -> list[Row]:
+    """All whole rows of a file. A torn last line, left by a killed writer, is skipped."""
+    try:
+        text = path.read_text()
+    except OSError as e:
+        raise StoreError(f"{path}: cannot be read: {e.strerror}") from e
+    return list(_parse(path, text.splitlines(keepends=True)))
+
+
+def _parse(path: Path, lines: list[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        if number == len(lines) and not line.endswith("\n"):
+            return
+        try:
+            row = json.loads(line)
+            version = row["schema_version"]
+        except (ValueError, KeyError, TypeError) as e:
+            raise StoreError(f"{path}:{number}: not a row: {line[:60]!r}") from e
+        if version != SCHEMA_VERSION:
+            raise StoreError(f"{path}:{number}: schema version {version}, this package reads {SCHEMA_VERSION}")
+        yield row
+
+
+def load_rows(source: str | Path | Iterable[Row]) -> pd.DataFrame:
+    """Rows as a DataFrame with every column. `source`: a run directory, a rows.jsonl, or rows."""
+    import pandas as pd
+
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        source = read(path / "rows.jsonl" if path.is_dir() else path)
+    return pd.DataFrame(list(source), columns=list(COLUMNS))

@@ -1,0 +1,157 @@
+"""The registry: what can be compared. Adding a variant is one `.hip` file and one entry here.
+
+The name of an entry is the stem of its file in `hip_kernels/`, the name of its first kernel, its name in YAML,
+in rows, in charts and in test ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from .case import DTYPES, LAYOUTS, Case
+from .errors import ConfigError, one_of
+
+HALF = ("float16", "bfloat16")
+EMULATED_FLOPS_PER_S = 2e9  # matrix-core emulation, measured on two cores: 3-6 GFLOP/s
+EMULATED_OUTPUTS_PER_S = 1e7  # lower end of what the tile kernels reach in emulation
+EMULATED_SECONDS = 20.0  # a cell that would take longer in emulation is not run
+
+
+@dataclass(frozen=True)
+class Tunable:
+    """A compile-time knob: it reaches the kernel as -DCC1D_<NAME>=<value>."""
+
+    default: int
+    choices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An algorithm. `kind` is `kernel` (ours, compiled), `baseline` (what speed is compared with) or `helper`.
+
+    `executed_flops(case)` counts what is really computed where that is far above `case.flops()`.
+    `caveat` is what a user who swaps the variant in should know; it stands in every row.
+    """
+
+    name: str
+    summary: str
+    kind: str = "kernel"
+    dtypes: tuple[str, ...] = DTYPES
+    layouts: tuple[str, ...] = LAYOUTS
+    widths: tuple[int, int] = (1, 8)
+    stages: tuple[str, ...] = ("conv",)
+    tunables: Mapping[str, Tunable] = field(default_factory=dict)
+    executed_flops: Callable[[Case], int] | None = None
+    caveat: str = ""
+
+    @property
+    def source(self) -> str | None:
+        """File name of the kernel below hip_kernels/, or None for a baseline of torch."""
+        return None if self.kind == "baseline" else f"{self.name}.hip"
+
+
+def _dense_gemm_flops(case: Case) -> int:
+    rows, dim = _round16(case.seqlen) * case.batch, _round16(case.dim)
+    return 2 * rows * dim * dim * case.width
+
+
+def _round16(n: int) -> int:
+    return -(-n // 16) * 16
+
+
+_BLOCKS = (64, 128, 256, 512)
+
+_ENTRIES = (
+    Variant(
+        "fwd_naive",
+        "a thread per output element, taps straight from global memory",
+        widths=(1, 4096),
+        tunables={"block": Tunable(256, _BLOCKS)},
+    ),
+    Variant(
+        "fwd_shared_memory",
+        "a block per (batch, channel) walks the sequence; chunks with their halo pass through shared memory",
+        layouts=("channel_first",),
+        widths=(1, 8),
+        tunables={"block": Tunable(128, (64, 128, 256)), "vectors": Tunable(1, (1, 2, 4))},
+    ),
+    Variant(
+        "fwd_channel_last",
+        "a 64 x 64 (sequence x channel) tile in shared memory, vectors along the channels",
+        layouts=("channel_last",),
+        widths=(1, 8),
+        tunables={"block": Tunable(128, (64, 128, 256)), "tile_seqlen": Tunable(64, (16, 32, 64, 128))},
+    ),
+    Variant(
+        "fwd_im2col_wmma",
+        "im2col, depthwise weight expanded to dense, 16x16x16 matrix-core GEMM, bias and activation",
+        dtypes=HALF,
+        widths=(1, 8),
+        stages=("im2col", "expand_weight", "gemm", "bias"),
+        tunables={"block": Tunable(256, (64, 128, 256))},
+        executed_flops=_dense_gemm_flops,
+        caveat="a NaN or Inf in one channel reaches every channel (0 * Inf in the dense weight)",
+    ),
+    Variant(
+        "torch_conv1d",
+        "F.conv1d with groups=dim, the slice and the activation: what PyTorch users run",
+        kind="baseline",
+        widths=(1, 4096),
+    ),
+    Variant("copy", "a vector a thread: the ceiling", kind="helper", tunables={"block": Tunable(256, _BLOCKS)}),
+    Variant("empty", "an empty kernel: the cost of a launch", kind="helper"),
+)
+
+VARIANTS: dict[str, Variant] = {v.name: v for v in _ENTRIES}
+
+
+def get(name: str) -> Variant:
+    """The entry called `name`; ConfigError with the nearest neighbour when there is none."""
+    return VARIANTS[one_of("variant", name, VARIANTS)]
+
+
+def select(names: str | list[str] | tuple[str, ...]) -> list[Variant]:
+    """Entries by name; `all` stands for every kernel, not for baselines and helpers."""
+    wanted = [names] if isinstance(names, str) else list(names)
+    found: list[Variant] = []
+    for name in wanted:
+        new = [v for v in VARIANTS.values() if v.kind == "kernel"] if name == "all" else [get(name)]
+        found += [v for v in new if v not in found]
+    return found
+
+
+def resolve_tunables(variant: Variant, given: Mapping[str, int]) -> dict[str, int]:
+    """Defaults overlaid with `given`; ConfigError for an unknown knob or a value that is not a choice."""
+    for name, value in given.items():
+        one_of(f"{variant.name} tunable", name, variant.tunables)
+        choices = variant.tunables[name].choices
+        if value not in choices:
+            raise ConfigError(f"{variant.name} tunable {name}: {value!r} is not among {choices}")
+    return {name: given.get(name, t.default) for name, t in variant.tunables.items()}
+
+
+def why_not(variant: Variant, case: Case, backend: str) -> str:
+    """Why `variant` cannot run `case` on `backend`, or '' when it can. Says what is possible instead."""
+    checks = (
+        (case.dtype in variant.dtypes, f"dtype {case.dtype}: {variant.name} takes {', '.join(variant.dtypes)}"),
+        (case.layout in variant.layouts, f"layout {case.layout}: {variant.name} takes {', '.join(variant.layouts)}"),
+        (
+            variant.widths[0] <= case.width <= variant.widths[1],
+            f"width {case.width}: {variant.name} takes {variant.widths[0]} to {variant.widths[1]}",
+        ),
+    )
+    for fine, reason in checks:
+        if not fine:
+            return reason
+    return _too_much_work(variant, case) if backend == "cpu" else ""
+
+
+def _too_much_work(variant: Variant, case: Case) -> str:
+    if variant.kind == "baseline":
+        return ""
+    flops = (variant.executed_flops or Case.flops)(case)
+    seconds = max(flops / EMULATED_FLOPS_PER_S, case.outputs / EMULATED_OUTPUTS_PER_S)
+    if seconds <= EMULATED_SECONDS:
+        return ""
+    return f"about {seconds:.0f} s a launch in CPU emulation ({flops / 1e9:.0f} GFLOP), limit {EMULATED_SECONDS:.0f} s"
