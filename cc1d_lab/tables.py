@@ -1,0 +1,408 @@
+"""Rows -> tables, as DataFrames and sentences: what notebooks and the report print. No file, no chart.
+
+Rows that are not `ok` are counted and named, never averaged and never ranked. Rows of the CPU backend are never
+ranked either: their times are those of an emulation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from .results import STATUSES
+from .variants import VARIANTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BASELINE = "torch_conv1d"
+CPU_BANNER = "CPU emulation: says nothing of speed on a GPU"
+# Worst first: what a cell of a matrix shows when several rows fall on it.
+SEVERITY = ("crashed", "timeout", "wrong", "launch_failed", "build_failed", "unsupported", "ok")
+_PLACE = ("backend", "arch", "device")
+_CASE_KEYS = (
+    *("op", "batch", "dim", "seqlen", "width", "dtype", "weight_dtype", "layout", "bias", "activation"),
+    *("view", "row_stride", "seed", "label"),
+)
+
+
+def known(value: Any) -> bool:
+    """Whether a value was measured: not None and not NaN."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def text(value: Any) -> str:
+    """A value as a string, empty for what was not measured."""
+    return str(value) if known(value) else ""
+
+
+def yes(value: Any) -> bool:
+    """True only for a measured true."""
+    return known(value) and bool(value)
+
+
+def order(names: Iterable[Any]) -> list[str]:
+    """Variant names in the order of the registry, strangers after them by name."""
+    rank = {name: i for i, name in enumerate(VARIANTS)}
+    return sorted({text(n) for n in names}, key=lambda n: (rank.get(n, len(rank)), n))
+
+
+def ok(df: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose status is `ok`."""
+    return df[df["status"] == "ok"]
+
+
+def kernels(df: pd.DataFrame) -> pd.DataFrame:
+    """The rows of our kernels: neither baselines nor helpers."""
+    kind = df["kind"].where(df["kind"].notna(), df["variant"].map(_kind))
+    return df[kind == "kernel"]
+
+
+def _kind(variant: Any) -> str:
+    return VARIANTS[variant].kind if variant in VARIANTS else "kernel"
+
+
+def emulated(df: pd.DataFrame) -> bool:
+    """Whether any row was made in CPU emulation."""
+    return bool((df["backend"] == "cpu").any())
+
+
+def flags(row: Any) -> list[str]:
+    """What makes a row's time doubtful; kept as a list, or as text with commas."""
+    value = row["flags"]
+    if isinstance(value, (list, tuple)):
+        return [str(v) for v in value]
+    return [part.strip() for part in text(value).split(",") if part.strip()]
+
+
+def configuration(row: Any) -> str:
+    """The case of a row in one line: shape, types, layout and what is out of the ordinary."""
+    shape = "x".join(text(row[name]) for name in ("batch", "dim", "seqlen", "width"))
+    parts = [text(row["label"]), shape, text(row["dtype"]), text(row["layout"])]
+    if text(row["weight_dtype"]) not in ("", text(row["dtype"])):
+        parts.append(f"weight {text(row['weight_dtype'])}")
+    parts.append("bias" if yes(row["bias"]) else "no bias")
+    parts.append("SiLU" if row["activation"] == "silu" else "no activation")
+    parts += [text(row["view"])] if text(row["view"]) not in ("", "contiguous") else []
+    parts += [f"seed {row['seed']}"] if known(row["seed"]) and row["seed"] else []
+    return " ".join(p for p in parts if p)
+
+
+def knobs(row: Any) -> str:
+    """The tunables of a row that differ from the registry's defaults, as `block=128 vectors=2`."""
+    given = row["tunables"]
+    if not isinstance(given, dict):
+        return text(given)
+    entry = VARIANTS.get(text(row["variant"]))
+    usual = {name: tunable.default for name, tunable in entry.tunables.items()} if entry else {}
+    return " ".join(f"{k}={v}" for k, v in given.items() if usual.get(k) != v)
+
+
+def devices(df: pd.DataFrame) -> list[str]:
+    """The devices of the rows, each as `name (backend, arch)`."""
+    seen = df[list(_PLACE)].astype(object).drop_duplicates()
+    return [device_name(row) for _, row in seen.iterrows()]
+
+
+def device_name(row: Any) -> str:
+    """`name (backend, arch)` of a row."""
+    inside = ", ".join(p for p in (text(row["backend"]), text(row["arch"])) if p)
+    return f"{text(row['device']) or 'unknown device'} ({inside})"
+
+
+def families(df: pd.DataFrame, keys: Iterable[str]) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
+    """Rows grouped by `keys`, in order of appearance; lists, dicts and nulls in the keys are allowed."""
+    if df.empty:
+        return []
+    names = list(keys)
+    group = df[names].astype(object).map(text).agg("\x1f".join, axis=1)
+    return [(tuple(str(key).split("\x1f")), part) for key, part in df.groupby(group, sort=False)]
+
+
+def by_case(df: pd.DataFrame) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
+    """Rows grouped as they were measured: one case on one device."""
+    return families(df, (*_PLACE, *_CASE_KEYS))
+
+
+def _frame(records: list[dict[str, Any]], columns: Iterable[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(records, columns=list(columns))
+
+
+def _worst(values: pd.Series[Any]) -> float | None:
+    numbers = values.dropna()
+    return float(numbers.max()) if len(numbers) else None
+
+
+def _median(values: pd.Series[Any]) -> float | None:
+    numbers = values.dropna()
+    return float(numbers.astype(float).median()) if len(numbers) else None
+
+
+def status_counts(df: pd.DataFrame) -> dict[str, int]:
+    """Number of rows of each status that occurs, in the order of the ladder."""
+    counts = {text(status): int(n) for status, n in df["status"].value_counts().items()}
+    return {
+        status: int(counts[status]) for status in (*STATUSES, *sorted(set(counts) - set(STATUSES))) if status in counts
+    }
+
+
+def summary(df: pd.DataFrame) -> pd.DataFrame:
+    """A row per device, variant, dtype and layout: how many cells ended how, the worst error, typical speed.
+
+    Medians run over the ok cells of the line, whose shapes differ: they describe, they do not rank.
+    """
+    columns = ["device", "variant", "dtype", "layout", "ok", "wrong", "unsupported", "failed"]
+    columns += ["bound_ratio", "time_us", "gbps", "pct_copy"]
+    records = [_summary_record(part) for _, part in families(df, (*_PLACE, "variant", "dtype", "layout"))]
+    table = _frame(records, columns)
+    rank = {name: i for i, name in enumerate(order(table["variant"]))}
+    keys = ["device", "variant", "dtype", "layout"]
+    return table.sort_values(keys, key=lambda s: s.map(rank) if s.name == "variant" else s, ignore_index=True)
+
+
+def _summary_record(part: pd.DataFrame) -> dict[str, Any]:
+    first, fine, counts = part.iloc[0], ok(part), status_counts(part)
+    named = {status: counts.get(status, 0) for status in ("ok", "wrong", "unsupported")}
+    checked = part[part["status"].isin(("ok", "wrong"))]
+    return {
+        "device": device_name(first),
+        **{name: text(first[name]) for name in ("variant", "dtype", "layout")},
+        **named,
+        "failed": len(part) - sum(named.values()),
+        "bound_ratio": _worst(checked["bound_ratio"]),
+        "time_us": _median(fine["time_us_p50"]),
+        "gbps": _median(fine["gbps"]),
+        "pct_copy": None if emulated(part) else _median(fine["pct_copy"]),
+    }
+
+
+def reasons(df: pd.DataFrame) -> pd.DataFrame:
+    """What did not run, grouped by status and reason: how many cells, of which variants, and one log."""
+    lost = df[~df["status"].isin(("ok", "wrong"))]
+    groups = families(lost, ("status", "reason"))
+    records: list[dict[str, Any]] = [
+        {
+            "status": status,
+            "reason": reason or "no reason given",
+            "cells": len(part),
+            "variants": ", ".join(order(part["variant"])),
+            "log": next((text(v) for v in part["log"] if text(v)), ""),
+        }
+        for (status, reason), part in groups
+    ]
+    records.sort(key=lambda r: (SEVERITY.index(str(r["status"])) if r["status"] in SEVERITY else -1, -int(r["cells"])))
+    return _frame(records, ("status", "cells", "variants", "reason", "log"))
+
+
+def wrong(df: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are wrong: by how much, how many outputs, where first, and which probes failed."""
+    records = [
+        {
+            "variant": text(row["variant"]),
+            "configuration": " ".join(p for p in (configuration(row), knobs(row)) if p),
+            "device": device_name(row),
+            "bound_ratio": row["bound_ratio"],
+            "max_abs_err": row["max_abs_err"],
+            "n_bad": row["n_bad"],
+            "first_bad": text(row["first_bad"]),
+            "probes_failed": ", ".join(name for name in PROBES if known(row[name]) and not yes(row[name])),
+            "reason": text(row["reason"]),
+        }
+        for _, row in df[df["status"] == "wrong"].iterrows()
+    ]
+    columns = ("variant", "configuration", "device", "bound_ratio", "max_abs_err", "n_bad", "first_bad")
+    return _frame(records, (*columns, "probes_failed", "reason"))
+
+
+PROBES = ("integer_probe", "causality", "gaps_untouched")
+
+
+def checks(df: pd.DataFrame) -> pd.DataFrame:
+    """A row per variant and dtype: how many of the checked cells passed each check, as `passed/checked`."""
+    checked = df[df["status"].isin(("ok", "wrong"))]
+    records = []
+    for (variant, dtype), part in families(checked, ("variant", "dtype")):
+        records.append(
+            {
+                "variant": variant,
+                "dtype": dtype,
+                "checked": len(part),
+                "error_bound": _passed(part["bound_ratio"], lambda v: v <= 1.0),
+                **{probe: _passed(part[probe], bool) for probe in PROBES},
+                "verdict": "wrong" if (part["status"] == "wrong").any() else "ok",
+            }
+        )
+    return _sorted(_frame(records, ("variant", "dtype", "checked", "error_bound", *PROBES, "verdict")))
+
+
+def _passed(values: pd.Series[Any], passes: Callable[[Any], bool]) -> str:
+    seen = [v for v in values if known(v)]
+    return f"{sum(1 for v in seen if passes(v))}/{len(seen)}" if seen else "not checked"
+
+
+def _sorted(table: pd.DataFrame) -> pd.DataFrame:
+    rank = {name: i for i, name in enumerate(order(table["variant"]))}
+    return table.sort_values(
+        ["variant", "dtype"], key=lambda s: s.map(rank) if s.name == "variant" else s, ignore_index=True
+    )
+
+
+def ulp_statistics(df: pd.DataFrame) -> pd.DataFrame:
+    """A row per variant and dtype over the ok cells: signed ULP mean, rms, share correctly rounded, F.conv1d beside.
+
+    Signed ULP separates roundings: to nearest has mean 0 and rms 0.29 in 16-bit types, truncation has mean -0.5.
+    """
+    ours = ("bound_ratio", "ulp_mean", "ulp_rms", "share_rounded")
+    records = []
+    for (variant, dtype), part in families(ok(df), ("variant", "dtype")):
+        record: dict[str, Any] = {"variant": variant, "dtype": dtype, "cells": len(part)}
+        for prefix, side in (("", "ours"), ("torch_", "F.conv1d")):
+            record |= {f"{name} {side}": _typical(name, part[prefix + name]) for name in ours}
+        records.append(record)
+    columns = [f"{name} {side}" for side in ("ours", "F.conv1d") for name in ours]
+    return _sorted(_frame(records, ("variant", "dtype", "cells", *columns)))
+
+
+def _typical(name: str, values: pd.Series[Any]) -> float | None:
+    return _worst(values) if name == "bound_ratio" else _median(values)
+
+
+def tolerance_verdicts(df: pd.DataFrame) -> pd.DataFrame:
+    """Our verdict against the field's published tolerance, a row per variant and dtype.
+
+    `missed`: cells that we call wrong and that the field's tolerance lets pass.
+    """
+    checked = df[df["status"].isin(("ok", "wrong")) & df["field_tolerance"].notna()]
+    records = []
+    for (variant, dtype), part in families(checked, ("variant", "dtype")):
+        field, fine = part["field_tolerance"].map(yes), part["status"] == "ok"
+        records.append(
+            {
+                "variant": variant,
+                "dtype": dtype,
+                "ok here, passes there": int((fine & field).sum()),
+                "ok here, fails there": int((fine & ~field).sum()),
+                "wrong here, fails there": int((~fine & ~field).sum()),
+                "missed": int((~fine & field).sum()),
+            }
+        )
+    columns = ("ok here, passes there", "ok here, fails there", "wrong here, fails there", "missed")
+    return _sorted(_frame(records, ("variant", "dtype", *columns)))
+
+
+def speedup_table(df: pd.DataFrame) -> pd.DataFrame:
+    """Configuration, our time, PyTorch's time, speed-up, standard deviation in %, correct: a line per kernel row.
+
+    Times are medians in microseconds of rows of the same group. There is no speed-up on `cpu`: an emulation
+    against a tuned library says nothing. A row that is not ok has no time.
+    """
+    columns = ("configuration", "variant", "backend", "time_us", "torch_us", "speedup", "std_pct", "correct")
+    records = []
+    for _, part in by_case(df):
+        baseline = ok(part[part["variant"] == BASELINE])["time_us_p50"].dropna()
+        torch_us = float(baseline.iloc[0]) if len(baseline) else None
+        ours = kernels(part)
+        for variant in order(ours["variant"]):
+            rows = ours[ours["variant"] == variant]
+            records += [_speedup_record(row, torch_us) for _, row in rows.iterrows() if row["status"] != "unsupported"]
+    return _frame(records, columns)
+
+
+def _speedup_record(row: Any, torch_us: float | None) -> dict[str, Any]:
+    fine = row["status"] == "ok" and known(row["time_us_p50"])
+    ranked = fine and torch_us is not None and row["backend"] != "cpu"
+    return {
+        "configuration": configuration(row),
+        "variant": " ".join(p for p in (text(row["variant"]), knobs(row)) if p),
+        "backend": text(row["backend"]),
+        "time_us": row["time_us_p50"] if fine else None,
+        "torch_us": torch_us,
+        "speedup": torch_us / row["time_us_p50"] if ranked and torch_us else None,
+        "std_pct": row["time_std_pct"] if fine else None,
+        "correct": {"ok": "yes", "wrong": "no"}.get(row["status"], f"not known: {row['status']}"),
+    }
+
+
+def fastest(df: pd.DataFrame) -> pd.DataFrame:
+    """Which kernel wins how many cases, a line per GPU, dtype and layout. Never for `cpu`.
+
+    A case counts when at least two kernels are ok and not flagged; it is a tie when the 20-80 percentile ranges
+    of the first two overlap.
+    """
+    ranked = kernels(ok(df[df["backend"] != "cpu"]))
+    ranked = ranked[ranked["time_us_p50"].notna()]
+    if len(ranked):
+        ranked = ranked[[not flags(row) for _, row in ranked.iterrows()]]
+    records = []
+    for _, part in families(ranked, (*_PLACE, "dtype", "layout")):
+        winners = [w for _, case in by_case(part) if (w := _winner(case))]
+        if winners:
+            records.append(_fastest_record(part, winners))
+    return _frame(records, ("device", "dtype", "layout", "variant", "wins", "ties", "cases", "pct_copy"))
+
+
+def _winner(case: pd.DataFrame) -> str:
+    """The fastest kernel of a case, `tie`, or '' when there is nothing to compare."""
+    best = case.sort_values("time_us_p50").drop_duplicates("variant")
+    if len(best) < 2:
+        return ""
+    first, second = best.iloc[0], best.iloc[1]
+    apart = known(first["time_us_p80"]) and known(second["time_us_p20"])
+    return text(first["variant"]) if apart and first["time_us_p80"] < second["time_us_p20"] else "tie"
+
+
+def _fastest_record(part: pd.DataFrame, winners: list[str]) -> dict[str, Any]:
+    named = [w for w in winners if w != "tie"]
+    best = max(order(named), key=named.count) if named else ""
+    first = part.iloc[0]
+    return {
+        "device": device_name(first),
+        "dtype": text(first["dtype"]),
+        "layout": text(first["layout"]),
+        "variant": best,
+        "wins": named.count(best),
+        "ties": winners.count("tie"),
+        "cases": len(winners),
+        "pct_copy": _median(part[part["variant"] == best]["pct_copy"]) if best else None,
+    }
+
+
+def verdict(df: pd.DataFrame) -> tuple[str, list[str]]:
+    """How the run went: `good`, `bad` or `empty`, and the sentences that say it, made from the rows alone."""
+    ours = kernels(df)
+    if ours.empty:
+        return "empty", ["No cell of a kernel was evaluated."]
+    counts = status_counts(ours)
+    level = "good" if set(counts) <= {"ok", "unsupported"} and counts.get("ok") else "bad"
+    return level, [_counts_sentence(len(ours), counts, devices(ours)), *_wrong_sentence(ours), *_speed_sentences(ours)]
+
+
+def _counts_sentence(total: int, counts: dict[str, int], names: list[str]) -> str:
+    parts = [f"{n} {status.replace('_', ' ')}" for status, n in counts.items() if status != "ok"]
+    rest = f"; {', '.join(parts)}" if parts else ""
+    return f"{counts.get('ok', 0)} of {total} cells are ok{rest}. Measured on {', '.join(names)}."
+
+
+def _wrong_sentence(ours: pd.DataFrame) -> list[str]:
+    bad = ours[ours["status"] == "wrong"]
+    if bad.empty:
+        return []
+    names = [f"{variant} ({(bad['variant'] == variant).sum()})" for variant in order(bad["variant"])]
+    return [f"Wrong results from {', '.join(names)}: they have no time and take part in no comparison of speed."]
+
+
+def _speed_sentences(ours: pd.DataFrame) -> list[str]:
+    sentences = [_fastest_sentence(row) for _, row in fastest(ours).iterrows()]
+    return sentences + ([f"{CPU_BANNER}; variants are not ranked by it."] if emulated(ours) else [])
+
+
+def _fastest_sentence(row: Any) -> str:
+    where = f"{row['dtype']} {row['layout']} on {row['device']}"
+    ties = f", {row['ties']} too close to call" if row["ties"] else ""
+    if not row["variant"]:
+        return f"{where}: no kernel is ahead in any of {row['cases']} cases{ties}."
+    copy = f", median {row['pct_copy']:.0f} % of the measured copy" if known(row["pct_copy"]) else ""
+    return f"{where}: {row['variant']} is fastest in {row['wins']} of {row['cases']} cases{ties}{copy}."
