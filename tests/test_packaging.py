@@ -111,7 +111,7 @@ def test_installed_package_finds_what_it_carries(installed: Path, tmp_path: Path
 
 def test_a_missing_folder_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "PACKAGE", tmp_path / "cc1d_lab")
-    with pytest.raises(ToolchainError, match="hip_kernels: not found .* reinstall"):
+    with pytest.raises(ToolchainError, match=r"hip_kernels: not found .* reinstall"):
         paths.kernels_dir()
 
 
