@@ -47,6 +47,8 @@ COLUMNS: dict[str, str] = {
     "integer_probe": "integer inputs give the exact integers, bit for bit",
     "causality": "changing x after t leaves out up to t unchanged, bit for bit",
     "gaps_untouched": "memory around and between the outputs was not written, inputs were not changed",
+    "repeatable": "a second run gives the same bits; on cpu in reverse order of threads and blocks",
+    "nan_stays": "a NaN reaches the width outputs of its own channel and no other",
     "field_tolerance": "whether the published tolerance of the field would have passed this output",
     "torch_max_abs_err": "max_abs_err of F.conv1d in the same dtype",
     "torch_max_rel_err": "max_rel_err of F.conv1d",

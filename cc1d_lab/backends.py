@@ -1,0 +1,239 @@
+"""Backends: amd (hipcc or clang++), nvidia (nvcc), cpu (g++ and the emulation). What can be built and run here, and why not."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ToolchainError, one_of
+from .paths import kernels_dir
+
+# CC1D_MATRIX in matrix_core.h
+_NVIDIA, _MFMA, _GFX11, _GFX12 = 1, 2, 3, 4
+CPU_ARCHES = {"wave32": (32, _GFX11), "wave64": (64, _MFMA), "wave32_gfx12": (32, _GFX12)}
+AMD_ARCHES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1151", "gfx1200", "gfx1201")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A toolchain and the devices that its libraries run on. Reasons are '' when all is well."""
+
+    name: str
+    torch_device: str
+    find_compiler: Callable[[], str]
+    default_arch: Callable[[], str]
+    flags: Callable[[str], list[str]]
+    can_run: Callable[[], str]
+    device_name: Callable[[], str]
+
+    def compiler(self) -> str:
+        """Path of the compiler. Raises ToolchainError, with the remedy, when there is none."""
+        return self.find_compiler()
+
+    def version(self) -> str:
+        """What the compiler says of itself."""
+        return compiler_version(self.compiler())
+
+    def can_build(self) -> str:
+        """Why this backend cannot build here, or ''."""
+        try:
+            self.compiler()
+        except ToolchainError as e:
+            return str(e)
+        return ""
+
+
+@functools.cache
+def compiler_version(path: str) -> str:
+    """Output of `path --version`, one line."""
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as e:
+        raise ToolchainError(f"compiler {path}: cannot be run: {e}") from e
+    return " ".join(done.stdout.split())
+
+
+def _first_tool(candidates: list[str | None], remedy: str) -> str:
+    for candidate in candidates:
+        found = shutil.which(candidate) if candidate else None
+        if found:
+            return found
+    tried = ", ".join(c for c in candidates if c)
+    raise ToolchainError(f"no compiler: tried {tried}; {remedy}")
+
+
+def _below(variable: str, path: str) -> str | None:
+    root = os.environ.get(variable)
+    return str(Path(root, path)) if root else None
+
+
+# --- cpu ---------------------------------------------------------------------------------------------------------------
+
+
+def _cpu_compiler() -> str:
+    given = os.environ.get("CXX")
+    if given:
+        return _first_tool([given], "CXX names it: set CXX to a C++17 compiler or unset it")
+    return _first_tool(["g++", "clang++"], "install g++ (Debian: apt-get install g++) or set CXX")
+
+
+@functools.cache
+def _cpu_features() -> tuple[str, str]:
+    """(name of the processor, -march level): half precision conversions need F16C, which x86-64-v3 has."""
+    name, level = platform.processor() or platform.machine(), ""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return name, level
+    fields = dict(tuple(p.strip() for p in line.split(":", 1)) for line in text.splitlines() if ":" in line)
+    flags = set(fields.get("flags", "").split())
+    if {"avx2", "fma", "f16c", "bmi2", "movbe"} <= flags:
+        level = "x86-64-v3"
+    return fields.get("model name", name), level
+
+
+def _cpu_flags(arch: str) -> list[str]:
+    wave, matrix = CPU_ARCHES[one_of("cpu arch", arch, CPU_ARCHES)]
+    level = _cpu_features()[1]
+    return [
+        *("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-DCC1D_BACKEND_CPU"),
+        *([f"-march={level}"] if level else []),
+        *(f"-DCC1D_WARP={wave}", f"-DCC1D_MATRIX={matrix}", "-x", "c++"),
+    ]
+
+
+def _cpu_device() -> str:
+    return f"{_cpu_features()[0]}, {len(os.sched_getaffinity(0))} cores (emulation)"
+
+
+# --- nvidia ------------------------------------------------------------------------------------------------------------
+
+
+def _nvidia_compiler() -> str:
+    candidates = [_below("CUDA_HOME", "bin/nvcc"), "nvcc", "/usr/local/cuda/bin/nvcc"]
+    return _first_tool(candidates, "install the CUDA toolkit or set CUDA_HOME")
+
+
+def _nvidia_arch() -> str:
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    if listed:
+        return "sm_" + listed[0].split("+")[0].replace(".", "")
+    return _device_arch() if not _nvidia_can_run() else "sm_90"
+
+
+def _nvidia_flags(arch: str) -> list[str]:
+    return [
+        *("-std=c++17", "-O3", f"-arch={arch}", "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden"),
+        *("-Xptxas", "-v", "-DCC1D_WARP=32", f"-DCC1D_MATRIX={_NVIDIA}", "-x", "cu"),
+    ]
+
+
+def _nvidia_can_run() -> str:
+    import torch
+
+    if torch.version.cuda is None:
+        return (
+            "this torch has no CUDA: install a CUDA build of torch (make env TORCH=system takes the one that is there)"
+        )
+    return "" if torch.cuda.is_available() else "torch sees no NVIDIA GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES"
+
+
+# --- amd ---------------------------------------------------------------------------------------------------------------
+
+
+def _amd_compiler() -> str:
+    private = kernels_dir().parent / ".tools" / "bin" / "clang++"
+    candidates = [_below("ROCM_PATH", "bin/hipcc"), _below("HIP_PATH", "bin/hipcc"), "hipcc", "/opt/rocm/bin/hipcc"]
+    return _first_tool(
+        [*candidates, str(private), "clang++-22"], "install ROCm, or run `make tools` for device code only"
+    )
+
+
+def is_device_only(compiler: str) -> bool:
+    """Whether an amd compiler makes device code alone, which can be inspected but not loaded."""
+    return "hipcc" not in Path(compiler).name
+
+
+def _amd_arch() -> str:
+    for variable in ("GPU_ARCH", "PYTORCH_ROCM_ARCH"):
+        listed = os.environ.get(variable, "").replace(";", " ").split()
+        if listed:
+            return listed[0]
+    return _device_arch() if not _amd_can_run() else "gfx942"
+
+
+def _amd_flags(arch: str) -> list[str]:
+    common = ["-std=c++17", "-O3", f"--offload-arch={arch}", *_amd_wave(arch)]
+    if is_device_only(_amd_compiler()):
+        return [*common, "--cuda-device-only", "-nogpuinc", "-nogpulib", "-mcode-object-version=5", "-x", "hip"]
+    return [*common, "-fPIC", "-shared", "-fvisibility=hidden", "-x", "hip"]
+
+
+def _amd_wave(arch: str) -> list[str]:
+    generation = arch[3:].split(":")[0]
+    if generation.startswith("9"):
+        wave, matrix = 64, _MFMA
+    else:
+        wave, matrix = 32, {"11": _GFX11, "12": _GFX12}.get(generation[:2], 0)
+    return [f"-DCC1D_WARP={wave}", f"-DCC1D_MATRIX={matrix}"]
+
+
+def _amd_can_run() -> str:
+    import torch
+
+    if torch.version.hip is None:
+        return (
+            "this torch has no HIP: install a ROCm build of torch (make env TORCH=system takes the one that is there)"
+        )
+    if is_device_only(_amd_compiler()):
+        return "hipcc not found, only device code can be built: install ROCm or set ROCM_PATH"
+    return "" if torch.cuda.is_available() else "torch sees no AMD GPU: check rocminfo and HIP_VISIBLE_DEVICES"
+
+
+# --- both kinds of GPU -------------------------------------------------------------------------------------------------
+
+
+def _device_arch() -> str:
+    import torch
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    if torch.version.hip:
+        return str(properties.gcnArchName).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def _device_name() -> str:
+    import torch
+
+    return str(torch.cuda.get_device_name())
+
+
+BACKENDS = {
+    b.name: b
+    for b in (
+        Backend("amd", "cuda", _amd_compiler, _amd_arch, _amd_flags, _amd_can_run, _device_name),
+        Backend("nvidia", "cuda", _nvidia_compiler, _nvidia_arch, _nvidia_flags, _nvidia_can_run, _device_name),
+        Backend("cpu", "cpu", _cpu_compiler, lambda: "wave32", _cpu_flags, lambda: "", _cpu_device),
+    )
+}
+
+
+def get(name: str) -> Backend:
+    """The backend called `name`; ConfigError when there is none."""
+    return BACKENDS[one_of("backend", name, BACKENDS)]
+
+
+def why_not_run(backend: Backend) -> str:
+    """Why `backend` cannot build and run here, or ''."""
+    return backend.can_build() or backend.can_run()
+
+
+def runnable() -> list[str]:
+    """Names of the backends that can build and run here. `cpu` is always the last resort."""
+    return [b.name for b in BACKENDS.values() if not why_not_run(b)]

@@ -1,0 +1,362 @@
+"""evaluate: the one path from a group of cells to rows. Build, check, and only then time.
+
+Each cell is checked alone; those that are right are timed together, in interleaved rounds, with the copy and the empty launch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import backends, build, kernel, reference, timing, variants
+from .case import Case
+from .cell import Cell
+from .errors import Cc1dError, CompileError, ConfigError, LaunchError, ToolchainError
+from .reference import Inputs
+from .results import SCHEMA_VERSION, Row, new_row
+from .timing import Launch, Policy
+
+Launcher = Callable[[Inputs, torch.Tensor], Launch]  # inputs, out -> a launch
+Phase = Callable[[str, str], None]  # told the cell_id and what begins: build, check or time
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A cell that passed its checks: its row so far, and how to make a launch for given tensors."""
+
+    row: Row
+    launcher: Launcher
+
+
+def evaluate(cells: list[Cell], policy: Policy | None = None, phase: Phase = lambda cell_id, what: None) -> list[Row]:
+    """Rows of a group, in the order of `cells`, which must share backend, arch and case.
+
+    A cell that cannot be built or run, or is wrong, gives a row that says so; nothing is raised for it.
+    Raises ConfigError when the cells are not one group.
+    """
+    if len({c.group_key for c in cells}) > 1:
+        raise ConfigError("evaluate takes the cells of one case on one backend; use runner.run_cells for several")
+    checked = {c.cell_id: check(c, phase) for c in cells}
+    ready = {cell_id: found for cell_id, found in checked.items() if isinstance(found, Ready)}
+    rows = {cell_id: found for cell_id, found in checked.items() if not isinstance(found, Ready)}
+    if ready:
+        phase("", "time")
+        rows |= _time_group(cells[0], ready, policy)
+    return [rows[c.cell_id] for c in cells]
+
+
+def base_row(cell: Cell, **values: Any) -> Row:
+    """What is known of a cell before anything is done."""
+    variant = variants.get(cell.variant)
+    case = cell.case
+    return new_row(
+        schema_version=SCHEMA_VERSION,
+        cell_id=cell.cell_id,
+        variant=cell.variant,
+        kind=variant.kind,
+        backend=cell.backend,
+        tunables=dict(variants.resolve_tunables(variant, cell.tunables)),
+        caveat=variant.caveat,
+        bytes=case.bytes(),
+        flops=case.flops(),
+        executed_flops=variant.executed_flops(case) if variant.executed_flops else None,
+        time_unix=time.time(),
+        **case.to_dict(),
+        **{"arch": cell.arch, **values},
+    )
+
+
+def failed_row(cell: Cell, error: Exception) -> Row:
+    """The row of a cell that could not be built or launched."""
+    status = "launch_failed" if isinstance(error, LaunchError) else "build_failed"
+    if isinstance(error, ToolchainError):
+        status = "unsupported"
+    reason = error.reason if isinstance(error, CompileError) else str(error)
+    return base_row(cell, status=status, reason=reason, log=getattr(error, "log", None))
+
+
+def check(cell: Cell, phase: Phase = lambda cell_id, what: None) -> Row | Ready:
+    """Build and check one cell. A Row when it is not `ok`, else what is needed to time it."""
+    variant = variants.get(cell.variant)
+    backend = backends.get(cell.backend)
+    reason = variants.why_not(variant, cell.case, cell.backend) or backends.why_not_run(backend)
+    if reason:
+        return base_row(cell, status="unsupported", reason=reason)
+    phase(cell.cell_id, "build")
+    where = {"arch": cell.arch or backend.default_arch(), "device": backend.device_name()}
+    try:
+        candidate = _baseline(cell) if variant.source is None else _compiled(cell)
+        phase(cell.cell_id, "check")
+        findings = _examine(cell.case, backend.torch_device, candidate)
+    except (Cc1dError, torch.cuda.OutOfMemoryError) as e:
+        return failed_row(cell, e if isinstance(e, Cc1dError) else LaunchError(str(e).splitlines()[0])) | where
+    row = base_row(cell, **where, **candidate.columns, **findings)
+    verdict = _verdict(findings) if variant.kind == "kernel" else ""
+    if verdict:
+        return row | {"status": "wrong", "reason": verdict}
+    return Ready(row | {"status": "ok"}, candidate.timed)
+
+
+# --- how a cell is launched ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """What is checked and timed. `integer_launcher` is the same algorithm without activation, for the exact probe;
+    `timed` differs from `launcher` where the check needs a step that users do not run.
+    """
+
+    launcher: Launcher
+    integer_launcher: Launcher
+    timed: Launcher
+    columns: Mapping[str, Any]
+    schedule: Callable[[int], None] = lambda order: None
+
+
+def _compiled(cell: Cell) -> _Candidate:
+    built = build.build_cell(cell)
+    plain = build.build_cell(dataclasses.replace(cell, case=without_activation(cell.case)))
+    columns = {"digest": built.digest, "build_s": built.seconds, **built.resources}
+    loaded = kernel.load(built.library)
+    schedule = _set_schedule(loaded) if cell.backend == "cpu" else lambda order: None
+    launcher = _launcher(loaded)
+    return _Candidate(launcher, _launcher(kernel.load(plain.library)), launcher, columns, schedule)
+
+
+def _launcher(loaded: kernel.Kernel) -> Launcher:
+    return lambda inputs, out: kernel.bind(loaded, inputs.x, inputs.weight, inputs.bias, out)
+
+
+def _set_schedule(loaded: kernel.Kernel) -> Callable[[int], None]:
+    """The emulation's order of threads and blocks: 0 ascending, 1 descending."""
+
+    def set_order(order: int) -> None:
+        loaded.library.cc1d_schedule(ctypes.c_int(order), ctypes.c_uint(0))
+
+    return set_order
+
+
+def _baseline(cell: Cell) -> _Candidate:
+    def checked(case: Case) -> Launcher:
+        return lambda inputs, out: _discard(lambda: out.copy_(reference.torch_conv1d(case, inputs)))
+
+    def timed(inputs: Inputs, out: torch.Tensor) -> Launch:
+        return _discard(lambda: reference.torch_conv1d(cell.case, inputs))
+
+    return _Candidate(checked(cell.case), checked(without_activation(cell.case)), timed, {})
+
+
+def _discard(work: Callable[[], Any]) -> Launch:
+    """`work`, a torch operation, as a launch: torch's current stream is the one it goes to."""
+
+    def launch(stream: int = 0) -> None:
+        work()
+
+    return launch
+
+
+def without_activation(case: Case) -> Case:
+    """The same case with activation none: what the integer probe runs."""
+    return dataclasses.replace(case, activation="none")
+
+
+# --- whether it is right -------------------------------------------------------------------------------------------------
+
+
+def _examine(case: Case, device: str, candidate: _Candidate) -> dict[str, Any]:
+    """All checks of a cell: columns by name. Whether it is right, `_verdict` says."""
+    inputs = reference.make_inputs(case, device)
+    before = inputs.x_buffer.clone()
+    out, clean = _run(case, candidate.launcher, inputs)
+    clean = clean and _same_bits(before, inputs.x_buffer)
+    truth = reference.oracle(case, inputs)
+    findings = reference.errors(case, out, truth)
+    theirs = reference.errors(case, reference.torch_conv1d(case, inputs), truth)
+    findings |= {f"torch_{k}": v for k, v in theirs.items() if k not in ("first_bad", "field_tolerance")}
+    del truth
+    findings |= {
+        "gaps_untouched": clean,
+        "repeatable": _is_repeatable(case, candidate, inputs, out),
+        "causality": _is_causal(case, candidate, inputs, out),
+        "integer_probe": _is_exact(case, device, candidate),
+        "nan_stays": _nan_stays(case, candidate, inputs),
+    }
+    return findings
+
+
+def _verdict(findings: Mapping[str, Any]) -> str:
+    if findings["n_bad"]:
+        return (
+            f"{findings['n_bad']} outputs outside the bound, the first at {findings['first_bad']}, "
+            f"up to {findings['bound_ratio']:.3g} times the bound"
+        )
+    reasons = {
+        "integer_probe": "integer inputs do not give the exact integers",
+        "causality": "an output changes with a later x",
+        "gaps_untouched": "memory outside the output was written, or an input was changed",
+        "repeatable": "a second run, on cpu in reverse order of threads and blocks, gives other bits: a race",
+    }
+    return "; ".join(reason for name, reason in reasons.items() if not findings[name])
+
+
+def _run(case: Case, launcher: Launcher, inputs: Inputs) -> tuple[torch.Tensor, bool]:
+    """Launch once on a poisoned output. Returns it, and whether everything around it is untouched."""
+    out, buffer = reference.empty_view(case, inputs.x.device.type, inputs.x.dtype)
+    launcher(inputs, out)(timing.current_stream(inputs.x.device.type))
+    timing.synchronize(inputs.x.device.type)
+    result = out.clone()
+    out.view(_INT[out.element_size()]).fill_(-1)  # what belongs to the kernel is poisoned again; the rest must still be
+    return result, bool((buffer.view(torch.uint8) == 0xFF).all())
+
+
+_INT = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _copy_of(case: Case, inputs: Inputs) -> Inputs:
+    """The same inputs in a buffer of their own, with the same strides and alignment."""
+    x, buffer = reference.empty_view(case, inputs.x.device.type, inputs.x.dtype)
+    x.copy_(inputs.x)
+    return dataclasses.replace(inputs, x=x, x_buffer=buffer)
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool(torch.equal(a.view(_INT[a.element_size()]), b.view(_INT[b.element_size()])))
+
+
+def _is_repeatable(case: Case, candidate: _Candidate, inputs: Inputs, out: torch.Tensor) -> bool:
+    candidate.schedule(1)
+    try:
+        return _same_bits(_run(case, candidate.launcher, inputs)[0], out)
+    finally:
+        candidate.schedule(0)
+
+
+def _is_causal(case: Case, candidate: _Candidate, inputs: Inputs, out: torch.Tensor) -> bool:
+    """Change x from a step on, and see that what comes before it stays. At the start, the middle and the end."""
+    for start in sorted({1, case.seqlen // 2, case.seqlen - 1} & set(range(1, case.seqlen))):
+        changed = _copy_of(case, inputs)
+        changed.x[:, :, start:] = -3 * changed.x[:, :, start:] - 1
+        if not _same_bits(_run(case, candidate.launcher, changed)[0][:, :, :start], out[:, :, :start]):
+            return False
+    return True
+
+
+def _is_exact(case: Case, device: str, candidate: _Candidate) -> bool:
+    case = without_activation(case)
+    inputs = reference.make_inputs(case, device, "integers")
+    out, _ = _run(case, candidate.integer_launcher, inputs)
+    return bool((out.double() == reference.oracle(case, inputs).y).all())
+
+
+def _nan_stays(case: Case, candidate: _Candidate, inputs: Inputs) -> bool:
+    """A NaN at step t of the middle channel reaches exactly the outputs t to t + width - 1 of that channel."""
+    dim = case.dim // 2
+    expected = torch.zeros(case.batch, case.dim, case.seqlen, dtype=torch.bool, device=inputs.x.device)
+    changed = _copy_of(case, inputs)
+    for t in {0, case.seqlen // 2, case.seqlen - 1}:
+        changed.x[:, dim, t] = float("nan")
+        expected[:, dim, t : t + case.width] = True
+    return bool(torch.equal(_run(case, candidate.launcher, changed)[0].isnan(), expected))
+
+
+# --- how fast it is --------------------------------------------------------------------------------------------------------
+
+
+def _time_group(first: Cell, ready: Mapping[str, Ready], policy: Policy | None) -> dict[str, Row]:
+    case, backend = first.case, backends.get(first.backend)
+    on_gpu = backend.torch_device != "cpu"
+    policy = policy or timing.POLICIES["gpu" if on_gpu else "cpu"]
+    sets = _input_sets(case, backend.torch_device)
+    members = {cell_id: [found.launcher(i, o) for i, o in sets] for cell_id, found in ready.items()}
+    stages = {cell_id: _stages(launches[0]) for cell_id, launches in members.items()}
+    if on_gpu:
+        members |= _ceilings(first, sets)
+    times = timing.measure(members, policy, backend.torch_device, cold=len(sets) > 1)
+    stage_times = {cell_id: timing.measure(s, policy, backend.torch_device) for cell_id, s in stages.items() if s}
+    state = timing.device_state(backend.torch_device)
+    return {
+        cell_id: found.row | _time_columns(case, cell_id, times, stage_times.get(cell_id)) | state
+        for cell_id, found in ready.items()
+    }
+
+
+def _input_sets(case: Case, device: str) -> list[tuple[Inputs, torch.Tensor]]:
+    """Inputs and outputs to rotate over: on a GPU more than three times its cache, so that every launch finds it cold."""
+    wanted = timing.cold_sets(case.bytes(), device)
+    inputs = reference.make_inputs(case, device)
+    return [(_copy_of(case, inputs), reference.empty_view(case, device, inputs.x.dtype)[0]) for _ in range(wanted)]
+
+
+def _stages(launch: Launch) -> dict[str, list[Launch]]:
+    """The stages of a kernel as launches of their own; none for a single stage."""
+    if not isinstance(launch, kernel.Bound) or len(launch.kernel.stages) == 1:
+        return {}
+    return {name: [launch.stage(i)] for i, name in enumerate(launch.kernel.stages)}
+
+
+def _ceilings(first: Cell, sets: list[tuple[Inputs, torch.Tensor]]) -> dict[str, list[Launch]]:
+    """Copies of as many bytes, by the runtime and by our own kernel, and an empty launch."""
+    case = first.case
+    plain = dataclasses.replace(case, layout="channel_first", view="contiguous", row_stride=0)
+    device = sets[0][0].x.device.type
+    pairs = [
+        (
+            dataclasses.replace(i, x=reference.empty_view(plain, device, i.x.dtype)[0]),
+            reference.empty_view(plain, device, i.x.dtype)[0],
+        )
+        for i, _ in sets
+    ]
+    for (inputs, _), (filled, _) in zip(pairs, sets, strict=True):
+        inputs.x.copy_(filled.x)
+    own = {
+        name: kernel.load(build.build(variants.get(name), plain, {}, first.backend, first.arch).library)
+        for name in ("copy", "empty")
+    }
+    return {
+        "copy_kernel": [kernel.bind(own["copy"], i.x, i.weight, i.bias, o) for i, o in pairs],
+        "copy_runtime": [_discard(functools.partial(o.copy_, i.x)) for i, o in pairs],
+        "empty": [kernel.bind(own["empty"], i.x, i.weight, i.bias, o) for i, o in pairs],
+    }
+
+
+def _time_columns(
+    case: Case, cell_id: str, times: Mapping[str, timing.Timing], stages: Mapping[str, timing.Timing] | None
+) -> dict[str, Any]:
+    mine = times[cell_id]
+    seconds = mine.p50 * 1e-6
+    columns: dict[str, Any] = {
+        "time_us_p20": mine.p20,
+        "time_us_p50": mine.p50,
+        "time_us_p80": mine.p80,
+        "time_us_mean": mine.mean,
+        "time_std_pct": mine.std_pct,
+        "samples_us": list(mine.samples_us),
+        "launches_per_sample": mine.launches_per_sample,
+        "stop_reason": mine.stop_reason,
+        "timing_mode": mine.mode,
+        "cache_state": mine.cache_state,
+        "stage_us": {name: t.p50 for name, t in stages.items()} if stages else None,
+        "gbps": case.bytes() / seconds / 1e9,
+        "tflops": case.flops() / seconds / 1e12,
+    }
+    copies = {kind: times[f"copy_{kind}"].p50 for kind in ("kernel", "runtime") if f"copy_{kind}" in times}
+    flags = ["noisy"] if mine.std_pct > 5 else []
+    if copies:
+        kind = min(copies, key=lambda k: copies[k])
+        columns |= {
+            "copy_kind": kind,
+            "copy_time_us": copies[kind],
+            "copy_gbps": case.bytes() / copies[kind] / 1e3,
+            "pct_copy": 100 * copies[kind] / mine.p50,
+            "empty_time_us": times["empty"].p50,
+        }
+        flags += ["above_ceiling"] if mine.p50 * 1.03 < copies[kind] else []
+        flags += ["below_launch"] if mine.p50 < times["empty"].p50 else []
+    return columns | {"flags": flags}

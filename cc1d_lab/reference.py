@@ -1,0 +1,158 @@
+"""What is right: input tensors, the float64 oracle, F.conv1d, the error bound, and how far an output is from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .case import Case
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+SMALLEST_SUBNORMAL = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
+SMALLEST_NORMAL_EXPONENT = {"float32": -126, "float16": -14, "bfloat16": -126}
+# What the field's tests allow: (rtol, atol). Logged beside our verdict, never the verdict.
+FIELD_TOLERANCE = {"float32": (3e-4, 1e-3), "float16": (3e-3, 5e-3), "bfloat16": (1e-2, 5e-2)}
+GUARD = 128  # elements before and after a tensor in its buffer; keeps 16-byte alignment in every dtype
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """x (batch, dim, seqlen) as a view of `x_buffer`; weight (dim, width); bias (dim) or None."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    x_buffer: torch.Tensor
+
+
+def empty_view(case: Case, device: str, like: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (batch, dim, seqlen) view with the layout and view of the case, and the flat buffer that it lies in.
+
+    Every byte of the buffer is 0xff, which is a NaN in each dtype: what is not written shows, and so does what is
+    written outside the view.
+    """
+    sizes = {"dim": case.row_stride or case.dim, "seqlen": case.seqlen}
+    starts = {"dim": 0, "seqlen": 0}
+    if case.view == "channel_slice":
+        sizes["dim"] = max(sizes["dim"], case.dim + 24)
+        starts["dim"] = 8
+    if case.view == "misaligned":
+        contiguous = "seqlen" if case.layout == "channel_first" else "dim"
+        sizes[contiguous] += 1
+        starts[contiguous] += 1
+    n = case.batch * sizes["dim"] * sizes["seqlen"]
+    itemsize = torch.empty(0, dtype=like).element_size()
+    buffer = torch.full(((n + 2 * GUARD) * itemsize,), 0xFF, dtype=torch.uint8, device=device).view(like)
+    block = buffer[GUARD : GUARD + n]
+    if case.layout == "channel_first":
+        whole = block.view(case.batch, sizes["dim"], sizes["seqlen"])
+    else:
+        whole = block.view(case.batch, sizes["seqlen"], sizes["dim"]).transpose(1, 2)
+    return whole.narrow(1, starts["dim"], case.dim).narrow(2, starts["seqlen"], case.seqlen), buffer
+
+
+def make_inputs(case: Case, device: str = "cpu", kind: str = "normal") -> Inputs:
+    """Inputs from the case's seed, the same on every device. `kind`: `normal`, or `integers` for the exact probe."""
+    values = _integers(case) if kind == "integers" else _normal(case)
+    x, buffer = empty_view(case, device, DTYPES[case.dtype])
+    x.copy_(values[0])
+    weight = values[1].to(device, DTYPES[case.weight_dtype])
+    bias = values[2].to(device, DTYPES[case.weight_dtype]) if case.bias else None
+    return Inputs(x, weight, bias, buffer)
+
+
+def _normal(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(case.seed)
+    x = torch.randn(case.batch, case.dim, case.seqlen, generator=g)
+    weight = torch.randn(case.dim, case.width, generator=g) * case.width**-0.5
+    return x, weight, torch.randn(case.dim, generator=g) * 0.5
+
+
+def _integers(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Small integers that differ from place to place: every partial sum is exact in every dtype, so the result is `==`.
+
+    At most 7 taps are not 0, so that sums stay below 31 * 7 + 31 = 248, which bfloat16 holds exactly.
+    """
+    b, d, t = (torch.arange(n) for n in (case.batch, case.dim, case.seqlen))
+    x = (7 * t + 13 * d[:, None] + 5 * b[:, None, None]) % 63 - 31
+    w = torch.arange(case.width)
+    spread = torch.zeros(case.width, dtype=torch.bool)
+    spread[torch.linspace(0, case.width - 1, min(case.width, 7)).round().long()] = True
+    weight = torch.where(spread, (w + d[:, None] + case.seed) % 3 - 1, 0)
+    return x.float(), weight.float(), ((11 * d) % 63 - 31).float()
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The float64 result and the largest error that a correct kernel may make at each element, both (batch, dim, seqlen)."""
+
+    y: torch.Tensor
+    bound: torch.Tensor
+
+
+def oracle(case: Case, inputs: Inputs, activation: str | None = None) -> Oracle:
+    """Shifted sums in float64, and the bound
+
+        |err| <= 1.1 (width + 2) 2^-24 (|bias| + sum |weight| |x|) + u |y| (1 + 2^-6) [+ 8 * 2^-24 |y| with SiLU] + tiny
+
+    with u the unit roundoff of the output type and tiny its smallest subnormal: one rounding of fp32 for each product
+    and sum in any order (Higham, Accuracy and Stability, 3.1; 1.1 is the largest slope of SiLU), then one on store.
+    """
+    activation = case.activation if activation is None else activation
+    x, weight = inputs.x.double(), inputs.weight.double()
+    bias = torch.zeros(case.dim, dtype=torch.float64, device=x.device) if inputs.bias is None else inputs.bias.double()
+    padded = F.pad(x, (case.width - 1, 0))
+    y = bias[None, :, None].expand_as(x).clone()
+    magnitude = y.abs()
+    for w in range(case.width):
+        term = weight[None, :, w, None] * padded[:, :, w : w + case.seqlen]
+        y += term
+        magnitude += term.abs()
+    bound = 1.1 * (case.width + 2) * 2.0**-24 * magnitude
+    if activation == "silu":
+        y = F.silu(y)
+    relative = UNIT_ROUNDOFF[case.dtype] * (1 + 2.0**-6) + (8 * 2.0**-24 if activation == "silu" else 0.0)
+    return Oracle(y, bound + relative * y.abs() + SMALLEST_SUBNORMAL[case.dtype])
+
+
+def torch_conv1d(case: Case, inputs: Inputs) -> torch.Tensor:
+    """F.conv1d with groups=dim in the dtype of x, cut to seqlen, then the activation: (batch, dim, seqlen)."""
+    weight = inputs.weight.to(inputs.x.dtype).unsqueeze(1)
+    bias = None if inputs.bias is None else inputs.bias.to(inputs.x.dtype)
+    y = F.conv1d(inputs.x, weight, bias, padding=case.width - 1, groups=case.dim)[..., : case.seqlen]
+    return F.silu(y) if case.activation == "silu" else y
+
+
+def errors(case: Case, out: torch.Tensor, truth: Oracle) -> dict[str, Any]:
+    """How far `out` is from the oracle: the error columns of a row, by name. NaN counts as bad."""
+    y = truth.y
+    err = out.double() - y
+    size = err.abs()
+    bad = ~(size <= truth.bound)
+    ulp_error = err / _ulp(case.dtype, y)
+    nonzero = y != 0
+    relative = size[nonzero] / y[nonzero].abs()
+    rtol, atol = FIELD_TOLERANCE[case.dtype]
+    n_bad = int(bad.sum())
+    return {
+        "max_abs_err": float(size.max()),
+        "max_rel_err": float(relative.max()) if relative.numel() else 0.0,
+        "bound_ratio": float((size / truth.bound).max()),
+        "ulp_mean": float(ulp_error.mean()),
+        "ulp_rms": float(ulp_error.square().mean().sqrt()),
+        "share_rounded": float((out == y.to(out.dtype)).double().mean()),
+        "n_bad": n_bad,
+        "first_bad": [int(i) for i in bad.nonzero()[0]] if n_bad else None,
+        "field_tolerance": bool((size <= atol + rtol * y.abs()).all()),
+    }
+
+
+def _ulp(dtype: str, y: torch.Tensor) -> torch.Tensor:
+    """Distance between neighbours of the output type at |y|, float64."""
+    exponent = torch.frexp(y)[1] - 1
+    exponent = exponent.clamp(min=SMALLEST_NORMAL_EXPONENT[dtype])
+    return torch.ldexp(torch.full_like(y, 2.0 * UNIT_ROUNDOFF[dtype]), exponent)

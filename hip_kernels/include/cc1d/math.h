@@ -1,0 +1,39 @@
+// Conversion, activation and 16-byte vectors. Sums are fp32; a result is rounded once, to nearest even, on store.
+#pragma once
+
+__device__ inline float to_float(float v) { return v; }
+__device__ inline float to_float(float16 v) { return static_cast<float>(v); }
+
+template <typename T>
+__device__ inline T from_float(float v) {
+    return static_cast<T>(v);
+}
+
+#if defined(CC1D_BACKEND_CPU)
+// g++ 12 has no bfloat16 arithmetic; its bits are the upper half of a float.
+__device__ inline float to_float(bfloat16 v) { return bits_to_float(static_cast<uint32_t>(v.bits) << 16); }
+
+template <>
+__device__ inline bfloat16 from_float<bfloat16>(float v) {
+    const uint32_t u = float_to_bits(v);
+    const uint32_t nearest_even = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    const uint32_t quiet_nan = (u >> 16) | 0x40u;
+    return bfloat16{static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet_nan : nearest_even)};
+}
+#else
+__device__ inline float to_float(bfloat16 v) { return static_cast<float>(v); }
+#endif
+
+// y * sigmoid(y), in the form that does not overflow: exp(-y) = inf gives y / inf = -0.
+__device__ inline float silu(float y) { return y / (1.0f + expf(-y)); }
+
+template <typename T, int N>
+struct alignas(sizeof(T) * N) Vec {
+    T v[N];
+};
+
+// Whether rows that begin at `p` and lie `stride` elements apart can be read a vector at a time.
+template <typename T>
+__host__ __device__ inline bool is_vector_aligned(const T* p, int64_t stride) {
+    return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride * sizeof(T) % 16 == 0;
+}

@@ -1,0 +1,127 @@
+// AMD: hipcc, or clang++ -x hip. Without ROCm's headers (-nogpuinc) only device code is built, from the builtins below;
+// that is how a machine with no ROCm proves that a kernel compiles for each arch.
+#pragma once
+
+#if __has_include(<hip/hip_runtime.h>)
+#include <hip/hip_runtime.h>
+#define CC1D_HAS_HIP_RUNTIME 1
+using stream_t = hipStream_t;
+#else
+#include <stdint.h>
+#define CC1D_HAS_HIP_RUNTIME 0
+#define __global__ __attribute__((global))
+#define __device__ __attribute__((device))
+#define __host__ __attribute__((host))
+#define __shared__ __attribute__((shared))
+#define __launch_bounds__(...)
+
+struct dim3 {
+    unsigned x, y, z;
+    __host__ __device__ constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+using stream_t = void*;
+
+namespace cc1d_builtin {
+struct ThreadIdx {
+    struct X { __device__ operator unsigned() const { return __builtin_amdgcn_workitem_id_x(); } } x;
+    struct Y { __device__ operator unsigned() const { return __builtin_amdgcn_workitem_id_y(); } } y;
+};
+struct BlockIdx {
+    struct X { __device__ operator unsigned() const { return __builtin_amdgcn_workgroup_id_x(); } } x;
+    struct Y { __device__ operator unsigned() const { return __builtin_amdgcn_workgroup_id_y(); } } y;
+    struct Z { __device__ operator unsigned() const { return __builtin_amdgcn_workgroup_id_z(); } } z;
+};
+}  // namespace cc1d_builtin
+static const __device__ cc1d_builtin::ThreadIdx threadIdx{};
+static const __device__ cc1d_builtin::BlockIdx blockIdx{};
+
+__device__ inline void __syncthreads() {
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+    __builtin_amdgcn_s_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+}
+__device__ inline float expf(float v) { return __builtin_expf(v); }
+#endif
+
+// The exact workgroup size belongs in the code object; the HIP macro leaves the maximum at 1024.
+#undef __launch_bounds__
+#define __launch_bounds__(threads) __attribute__((amdgpu_flat_work_group_size(threads, threads)))
+
+#define CC1D_API __attribute__((visibility("default")))
+
+using float16 = _Float16;
+using bfloat16 = __bf16;
+
+constexpr int kWarp = CC1D_WARP;  // 64 on gfx9, 32 on gfx10 and later
+
+#if CC1D_HAS_HIP_RUNTIME
+template <auto Kernel, typename... Args>
+void launch(dim3 grid, dim3 block, stream_t stream, Args... args) {
+    Kernel<<<grid, block, 0, stream>>>(args...);
+}
+
+inline const char* launch_error() {
+    const hipError_t e = hipGetLastError();
+    return e == hipSuccess ? nullptr : hipGetErrorString(e);
+}
+#else
+template <auto Kernel, typename... Args>
+void launch(dim3, dim3, stream_t, Args...) {}
+inline const char* launch_error() { return "built without the HIP runtime: device code only"; }
+#endif
+
+__device__ inline int lane_id() {
+    return kWarp == 64 ? __builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0)) : __builtin_amdgcn_mbcnt_lo(~0u, 0);
+}
+
+// 4-byte values travel between lanes by ds_bpermute, which addresses lanes in bytes.
+template <typename T>
+__device__ inline T shuffle(T v, int lane) {
+    static_assert(sizeof(T) == 4, "shuffle moves 4 bytes");
+    return __builtin_bit_cast(T, __builtin_amdgcn_ds_bpermute(4 * lane, __builtin_bit_cast(int, v)));
+}
+template <typename T>
+__device__ inline T shuffle_up(T v, unsigned delta) {
+    const int lane = lane_id(), from = lane - static_cast<int>(delta);
+    return shuffle(v, from < 0 ? lane : from);
+}
+template <typename T>
+__device__ inline T shuffle_down(T v, unsigned delta) {
+    const int lane = lane_id(), from = lane + static_cast<int>(delta);
+    return shuffle(v, from >= kWarp ? lane : from);
+}
+
+// One matrix instruction of a wave. The registers of a fragment, as the builtins want them: 16-bit lanes side by side.
+namespace cc1d_matrix {
+template <typename T, int N>
+using vector = T __attribute__((ext_vector_type(N)));
+
+template <typename To, typename From>
+__device__ inline To as(const From& from) {
+    To to;
+    static_assert(sizeof(to) == sizeof(from), "same registers, other name");
+    __builtin_memcpy(&to, &from, sizeof(to));
+    return to;
+}
+}  // namespace cc1d_matrix
+
+template <typename Map, typename T, int N, int M>
+__device__ inline void matrix_instruction(float (&c)[M], const T (&a)[N], const T (&b)[N]) {
+    using namespace cc1d_matrix;
+    constexpr bool kHalf = __is_same(T, float16);
+    using in_f16 = vector<_Float16, N>;
+    using in_bf16 = vector<short, N>;
+    using acc = vector<float, M>;
+    acc sum = as<acc>(c);
+#if CC1D_MATRIX == 2 && (defined(__GFX9__) || !defined(__AMDGCN__))
+    if constexpr (kHalf) sum = __builtin_amdgcn_mfma_f32_16x16x16f16(as<in_f16>(a), as<in_f16>(b), sum, 0, 0, 0);
+    else sum = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(as<in_bf16>(a), as<in_bf16>(b), sum, 0, 0, 0);
+#elif CC1D_MATRIX == 3
+    if constexpr (kHalf) sum = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(as<in_f16>(a), as<in_f16>(b), sum);
+    else sum = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32(as<in_bf16>(a), as<in_bf16>(b), sum);
+#elif CC1D_MATRIX == 4
+    if constexpr (kHalf) sum = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12(as<in_f16>(a), as<in_f16>(b), sum);
+    else sum = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32_gfx12(as<in_bf16>(a), as<in_bf16>(b), sum);
+#endif
+    __builtin_memcpy(&c, &sum, sizeof(c));
+}

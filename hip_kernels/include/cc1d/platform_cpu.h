@@ -1,0 +1,140 @@
+// The CPU: an emulation of the execution model, so that everything works with no GPU. It is for correctness;
+// its times say nothing of a GPU.
+//
+// Shared arrays are thread_local: an OS thread executes one block at a time, and the threads of the block are its fibres.
+#pragma once
+#include <math.h>
+#include <string.h>
+
+#include <tuple>
+#include <utility>
+
+#include "emulation.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static thread_local
+#define __launch_bounds__(...)
+#define threadIdx (cc1d_block->thread)
+#define blockIdx (cc1d_block->block)
+#define blockDim (cc1d_block->block_dim)
+#define gridDim (cc1d_block->grid_dim)
+#define __syncthreads() cc1d_block_barrier(__LINE__)
+#define CC1D_API __attribute__((visibility("default")))
+
+inline float bits_to_float(uint32_t u) {
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+inline uint32_t float_to_bits(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+
+#if defined(__aarch64__)
+using float16 = __fp16;
+#else
+using float16 = _Float16;
+#endif
+struct bfloat16 {
+    uint16_t bits;
+};
+
+constexpr int kWarp = CC1D_WARP;
+using stream_t = void*;
+
+namespace cc1d_emulation {
+static thread_local char shared_anchor;  // so that a kernel without shared arrays has a block of them, too
+static thread_local const char* last_error;  // set after a launch, so that poisoning the shared arrays does not matter
+}  // namespace cc1d_emulation
+
+template <auto Kernel, typename... Args>
+void launch(dim3 grid, dim3 block, stream_t, Args... args) {
+    using namespace cc1d_emulation;
+    struct Bound : Launch {
+        std::tuple<Args...> args;
+    };
+    Bound bound{{grid, block, kWarp, nullptr, nullptr, reinterpret_cast<const void*>(Kernel)}, {args...}};
+    bound.run_threads = [](const Launch& launch, Block& block) {
+        const auto& arguments = static_cast<const Bound&>(launch).args;
+        while (block.start_next()) {
+            std::apply(Kernel, arguments);
+            ++block.finished;
+        }
+    };
+    bound.touch_shared = [] { *const_cast<volatile char*>(&shared_anchor) = 0; };
+    last_error = cc1d_emulate(&bound);
+}
+
+inline const char* launch_error() { return std::exchange(cc1d_emulation::last_error, nullptr); }
+
+inline int lane_id() { return static_cast<int>(cc1d_lane()); }
+
+namespace cc1d_emulation {
+template <typename T>
+struct Shuffle {
+    T value, received;
+    int from;
+};
+
+template <typename T>
+inline T exchange(T v, int from) {
+    Shuffle<T> mine{v, v, from};
+    cc1d_wave_exchange(
+        &mine,
+        [](void* const* lanes, unsigned count, void*) {
+            for (unsigned l = 0; l < count; ++l) {
+                auto* to = static_cast<Shuffle<T>*>(lanes[l]);
+                if (to && to->from >= 0 && to->from < static_cast<int>(count) && lanes[to->from])
+                    to->received = static_cast<Shuffle<T>*>(lanes[to->from])->value;
+            }
+        },
+        nullptr);
+    return mine.received;
+}
+
+template <typename T, int N, int M>
+struct Registers {
+    float* c;
+    const T *a, *b;
+};
+}  // namespace cc1d_emulation
+
+template <typename T>
+inline T shuffle(T v, int lane) { return cc1d_emulation::exchange(v, lane); }
+template <typename T>
+inline T shuffle_up(T v, unsigned delta) { return cc1d_emulation::exchange(v, lane_id() - static_cast<int>(delta)); }
+template <typename T>
+inline T shuffle_down(T v, unsigned delta) { return cc1d_emulation::exchange(v, lane_id() + static_cast<int>(delta)); }
+
+float to_float(float16);
+float to_float(bfloat16);
+
+// One matrix instruction of a wave: the last lane to come gathers A, B and C by the lane map, multiplies, scatters C.
+template <typename Map, typename T, int N, int M>
+inline void matrix_instruction(float (&c)[M], const T (&a)[N], const T (&b)[N]) {
+    using R = cc1d_emulation::Registers<T, N, M>;
+    R mine{c, a, b};
+    cc1d_wave_exchange(
+        &mine,
+        [](void* const* lanes, unsigned count, void*) {
+            float A[16][16], B[16][16], C[16][16];
+            for (unsigned l = 0; l < count; ++l) {
+                const R& r = *static_cast<const R*>(lanes[l]);
+                for (int i = 0; i < N; ++i) A[l % 16][Map::k(l, i)] = to_float(r.a[i]);
+                for (int i = 0; i < N; ++i) B[Map::k(l, i)][l % 16] = to_float(r.b[i]);
+                for (int i = 0; i < M; ++i) C[Map::row(l, i)][l % 16] = r.c[i];
+            }
+            for (int row = 0; row < 16; ++row)
+                for (int k = 0; k < 16; ++k)
+                    for (int col = 0; col < 16; ++col) C[row][col] += A[row][k] * B[k][col];
+            for (unsigned l = 0; l < count; ++l) {
+                const R& r = *static_cast<const R*>(lanes[l]);
+                for (int i = 0; i < M; ++i) r.c[i] = C[Map::row(l, i)][l % 16];
+            }
+        },
+        nullptr);
+}
