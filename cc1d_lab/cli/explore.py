@@ -1,0 +1,233 @@
+"""Verbs that look: doctor, list, show, clean."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import backends, build, experiment, results, variants
+from ..errors import Cc1dError, StoreError, nearest
+from ..results import Row
+from . import output
+
+# Every variable that is honoured, and what holds when it is not set.
+ENVIRONMENT = {
+    "CXX": "g++, else clang++: compiler of the cpu backend",
+    "MAX_JOBS": "compilers at once: one per core",
+    "HIP_PATH": "where hipcc is: searched in PATH and /opt/rocm",
+    "ROCM_PATH": "the same, looked at first",
+    "GPU_ARCH": "arch to build for: that of the device, else gfx942",
+    "PYTORCH_ROCM_ARCH": "the same, where GPU_ARCH is not set",
+    "CUDA_HOME": "where nvcc is: searched in PATH and /usr/local/cuda",
+    "TORCH_CUDA_ARCH_LIST": "arch to build for, its first entry: that of the device, else sm_90",
+    "ROCR_VISIBLE_DEVICES": "devices that may be used: all",
+    "HIP_VISIBLE_DEVICES": "devices that may be used: all",
+    "CUDA_VISIBLE_DEVICES": "devices that may be used: all",
+    "XDG_CACHE_HOME": "parent of the build cache: ~/.cache",
+    "CC1D_CACHE": "the build cache itself: cc1d_lab below XDG_CACHE_HOME",
+    "NO_COLOR": "no colours: colours on a terminal",
+    "CI": "runs in continuous integration: no",
+}
+json_option = click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> int:
+    """What works here, what does not, and the remedy. Exit code 3 when no backend can run."""
+    found: dict[str, Any] = {
+        "python": {"version": platform.python_version(), "path": sys.executable},
+        "backends": [_examine(b) for b in backends.BACKENDS.values()],
+        "cache": _cache(),
+        "environment": _environment(),
+        "packages": _packages(),
+    }
+    if as_json:
+        output.echo_json(found)
+    else:
+        _print_doctor(found)
+    return 0 if any(b["can_run"] for b in found["backends"]) else 3
+
+
+def _examine(backend: backends.Backend) -> dict[str, Any]:
+    no_build, no_run = backend.can_build(), backends.why_not_run(backend)
+    return {
+        "name": backend.name,
+        "can_build": not no_build,
+        "can_run": not no_run,
+        "compiler": None if no_build else backend.compiler(),
+        "version": None if no_build else _try(backend.version),
+        "arch": None if no_build else _try(backend.default_arch),
+        "device": None if no_run else _try(backend.device_name),
+        "remedy": no_build or no_run or None,
+    }
+
+
+def _try(function: Callable[[], Any]) -> Any:
+    """A doctor names what is broken instead of stopping at it."""
+    try:
+        return function()
+    except (Cc1dError, OSError, RuntimeError) as e:
+        return f"error: {e}"
+
+
+def _cache() -> dict[str, Any]:
+    size = _try(build.cache_size)
+    return {"path": str(_try(build.cache_dir)), "bytes": size if isinstance(size, int) else None}
+
+
+def _environment() -> list[dict[str, Any]]:
+    known = [
+        {"name": name, "value": os.environ.get(name), "origin": "environment" if name in os.environ else "default",
+         "meaning": meaning}
+        for name, meaning in ENVIRONMENT.items()
+    ]  # fmt: skip
+    foreign = sorted(n for n in os.environ if n.startswith("CC1D_") and n not in ENVIRONMENT)
+    return known + [
+        {"name": n, "value": os.environ[n], "origin": "environment", "meaning": f"not known{nearest(n, ENVIRONMENT)}"}
+        for n in foreign
+    ]
+
+
+def _packages() -> dict[str, str | None]:
+    """Versions of what this distribution requires, from its metadata."""
+    try:
+        required = importlib.metadata.requires("cc1d_lab") or []
+    except importlib.metadata.PackageNotFoundError:
+        required = ["click", "numpy", "pandas", "pydantic", "PyYAML", "torch"]  # run from a checkout, not installed
+    names = [re.split(r"[^A-Za-z0-9_.-]", r)[0] for r in required if "extra ==" not in r]
+    return {name: _version(name) for name in sorted(names, key=str.lower)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _print_doctor(found: dict[str, Any]) -> None:
+    click.echo(f"python {found['python']['version']}  {found['python']['path']}\n")
+    for b in found["backends"]:
+        click.echo(f"{b['name']}: {'runs' if b['can_run'] else 'builds only' if b['can_build'] else 'not available'}")
+        for key in ("compiler", "version", "arch", "device", "remedy"):
+            if b[key]:
+                click.echo(f"  {key:9} {output.printable(str(b[key]))[:160]}")
+    size = found["cache"]["bytes"]
+    click.echo(f"\ncache: {found['cache']['path']}, {'unknown size' if size is None else megabytes(size)}\n")
+    environment = [[e["name"], e["value"], e["origin"], e["meaning"]] for e in found["environment"]]
+    output.echo_table(("variable", "value", "from", "when not set"), environment)
+    click.echo("")
+    output.echo_table(("package", "version"), [[n, v or "missing"] for n, v in found["packages"].items()])
+
+
+def megabytes(size: int) -> str:
+    """`1.5 MB`."""
+    return f"{size / 1e6:.1f} MB"
+
+
+@click.command("list")
+@click.argument("what", type=click.Choice(("variants", "experiments", "backends", "all")), default="all")
+@json_option
+def list_(what: str, as_json: bool) -> None:
+    """Name the variants, experiments and backends that there are."""
+    listed = {name: _LISTS[name]() for name in (_LISTS if what == "all" else (what,))}
+    if as_json:
+        output.echo_json(listed if what == "all" else listed[what])
+        return
+    for i, (name, entries) in enumerate(listed.items()):
+        click.echo(f"{'' if i == 0 else chr(10)}{name}")
+        output.echo_table(list(entries[0]), [list(e.values()) for e in entries])
+
+
+def _list_variants() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": v.name,
+            "kind": v.kind,
+            "dtypes": " ".join(v.dtypes),
+            "layouts": " ".join(v.layouts),
+            "widths": f"{v.widths[0]} to {v.widths[1]}",
+            "tunables": " ".join(f"{k}={'|'.join(map(str, t.choices))}" for k, t in v.tunables.items()),
+            "summary": v.summary,
+        }
+        for v in variants.VARIANTS.values()
+        if v.kind != "helper"
+    ]
+
+
+def _list_experiments() -> list[dict[str, Any]]:
+    loaded = [experiment.load(path) for path in experiment.shipped()]
+    return [{"name": e.name, "cells": e.count(), "description": " ".join(e.description.split())} for e in loaded]
+
+
+def _list_backends() -> list[dict[str, Any]]:
+    # Whether it can run is doctor's: that takes an import of torch.
+    return [
+        {"name": b.name, "builds": not b.can_build(), "compiler": b.can_build() or b.compiler()}
+        for b in backends.BACKENDS.values()
+    ]
+
+
+_LISTS = {"variants": _list_variants, "experiments": _list_experiments, "backends": _list_backends}
+_SHOWN = {
+    "variant": "variant",
+    "backend": "backend",
+    "case": "case",
+    "status": "status",
+    "bound_ratio": "err/bound",
+    "time_us_p50": "us",
+    "gbps": "GB/s",
+    "pct_copy": "% copy",
+}
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--status", help="Only rows of this status.")
+@json_option
+def show(run: Path, status: str | None, as_json: bool) -> int:
+    """The rows of RUN as a table: a run directory, its rows.jsonl, or the name of an experiment below reports/."""
+    rows = [row for row in read_rows(run) if status in (None, row["status"])]
+    if as_json:
+        output.echo_json(rows)
+        return 0
+    output.echo_table(list(_SHOWN.values()), output.columns([row | {"case": title(row)} for row in rows], _SHOWN))
+    output.echo_reasons(rows)
+    click.echo(output.counts(rows))
+    return output.exit_code(rows)
+
+
+def read_rows(run: Path) -> list[Row]:
+    """Rows of a run directory, of a file, or of the latest run of an experiment. StoreError when there are none."""
+    for path in (run / "rows.jsonl", run, Path("reports") / run / "latest" / "rows.jsonl"):
+        if path.is_file():
+            return results.read(path)
+    raise StoreError(f"{run}: no rows.jsonl here; `cc1d run quick` makes reports/quick/latest")
+
+
+def title(row: Row) -> str:
+    """The case of a row and its tunables in a line."""
+    parts = [row["label"], f"{row['batch']}x{row['dim']}x{row['seqlen']}x{row['width']}", row["dtype"], row["layout"]]
+    parts += ["" if row["bias"] else "no bias", row["activation"], "" if row["view"] == "contiguous" else row["view"]]
+    parts += [f"{k}={v}" for k, v in (row["tunables"] or {}).items()]
+    return " ".join(p for p in parts if p) + (f" (for {row['scaled_from']})" if row["scaled_from"] else "")
+
+
+@click.command()
+@click.option("--failed", is_flag=True, help="Only what failed builds left behind.")
+def clean(failed: bool) -> None:
+    """Empty the build cache."""
+    freed = build.clean(failed_only=failed)
+    click.echo(f"freed {megabytes(freed)} in {build.cache_dir()}")
+
+
+VERBS = (doctor, list_, show, clean)

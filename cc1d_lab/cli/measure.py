@@ -1,0 +1,228 @@
+"""Verbs that work: build, check, bench, run, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import backends, experiment, results, variants
+from .. import build as builder
+from ..case import DTYPES, LAYOUTS, Case
+from ..cell import Cell
+from ..errors import ConfigError, ToolchainError, one_of
+from ..progress import Progress
+from ..results import Row
+from ..timing import POLICIES, Policy
+from . import options, output
+from .explore import json_option, title
+
+UNTIMED = Policy(warmup=0, min_samples=1, max_samples=1, rel_err=0.0, budget_s=0.001)  # check is not after the time
+
+
+@click.command()
+@options.variant_option
+@click.option("--backend", "where", multiple=True, help="Repeatable. Default: all that can build here.")
+@options.arch_option
+@click.option(
+    "--dtype", "dtypes", callback=options.full_dtype, multiple=True, help="Repeatable. Default: all of the variant."
+)
+@click.option("--layout", "layouts", multiple=True, help="Repeatable. Default: all of the variant.")
+@click.option("--width", type=int, default=4, show_default=True)
+@click.option("--activation", default="silu", show_default=True)
+@click.option("--jobs", type=click.IntRange(min=1), help="Compilers at once. Default: MAX_JOBS, else one per core.")
+def build(names: tuple[str, ...], where: tuple[str, ...], jobs: int | None, **configuration: Any) -> int:
+    """Compile variants, in parallel, into the cache. Exit code 1 when some fail, 3 when all do."""
+    started, built, failed = time.monotonic(), 0, 0
+    cells = [c for backend in where or _buildable() for c in _builds(options.select(names), backend, **configuration)]
+    if not cells:
+        raise ConfigError("nothing to build: no variant takes this dtype, layout and width; see `cc1d list variants`")
+    for cell, outcome in builder.build_all(cells, jobs):
+        fine = isinstance(outcome, builder.Built)
+        built, failed = built + fine, failed + (not fine)
+        click.echo(_outcome(cell, outcome))
+    click.echo(f"built {built}, failed {failed}, in {time.monotonic() - started:.1f} s")
+    return 0 if not failed else 1 if built else 3
+
+
+def _buildable() -> list[str]:
+    return [b.name for b in backends.BACKENDS.values() if not b.can_build()]
+
+
+def _builds(
+    chosen: list[variants.Variant],
+    backend: str,
+    arch: str,
+    dtypes: tuple[str, ...],
+    layouts: tuple[str, ...],
+    width: int,
+    activation: str,
+) -> Iterator[Cell]:
+    reason = backends.get(backend).can_build()
+    if reason:
+        raise ToolchainError(f"backend {backend}: {reason}")
+    for variant in chosen:
+        for dtype in dtypes or DTYPES:
+            for layout in layouts or LAYOUTS:
+                case = Case(dtype=dtype, layout=layout, width=width, activation=activation)
+                if variant.source and not variants.why_not(variant, case, backend):
+                    yield Cell(variant.name, backend, case, arch=arch)
+
+
+def _outcome(cell: Cell, outcome: builder.Built | Exception) -> str:
+    case = cell.case
+    what = " ".join(p for p in (cell.variant, cell.backend, cell.arch, case.dtype, case.layout) if p)
+    if isinstance(outcome, builder.Built):
+        seconds = f"{outcome.seconds:.1f} s" if outcome.seconds else "cached"
+        return f"{click.style('ok', fg='green')}      {what}  {seconds}"
+    return f"{click.style('failed', fg='red')}  {what}\n{outcome}"
+
+
+_ERRORS = {
+    "variant": "variant",
+    "backend": "backend",
+    "status": "status",
+    "bound_ratio": "err/bound",
+    "max_abs_err": "max abs",
+    "max_rel_err": "max rel",
+    "ulp_mean": "ulp mean",
+    "ulp_rms": "ulp rms",
+    "share_rounded": "rounded",
+    "n_bad": "bad",
+    "torch_max_abs_err": "F.conv1d max abs",
+    "torch_ulp_rms": "F.conv1d ulp rms",
+}
+
+
+@click.command()
+@options.cell_options
+@json_option
+def check(as_json: bool, **given: Any) -> int:
+    """Validate variants on one case: against a float64 oracle, with integers, for causality, and beside F.conv1d."""
+    rows = _run(options.cells(**given), UNTIMED)
+    if as_json:
+        output.echo_json(rows)
+    else:
+        click.echo(title(rows[0] | {"tunables": None, "layout": given["layout"] or ""}))
+        output.echo_table(list(_ERRORS.values()), output.columns(rows, _ERRORS))
+        output.echo_reasons(rows)
+    return output.exit_code(rows)
+
+
+_TIMES = {
+    "variant": "variant",
+    "backend": "backend",
+    "layout": "layout",
+    "status": "status",
+    "time_us_p20": "us p20",
+    "time_us_p50": "us p50",
+    "time_us_p80": "us p80",
+    "gbps": "GB/s",
+    "pct_copy": "% copy",
+    "copy_gbps": "copy GB/s",
+    "stop_reason": "stopped",
+    "flags": "flags",
+}
+
+
+@click.command()
+@options.cell_options
+@click.option(
+    "--policy", help=f"{', '.join(POLICIES)}; s0: 10 warm-ups, 100 iterations. Default: cpu on cpu, else gpu."
+)
+@json_option
+def bench(as_json: bool, policy: str | None, **given: Any) -> int:
+    """Validate variants on one case, then time those that are ok."""
+    chosen = POLICIES[one_of("policy", policy, POLICIES)] if policy else None
+    rows = _run(options.cells(**given), chosen)
+    if as_json:
+        output.echo_json(rows)
+        return output.exit_code(rows)
+    click.echo(title(rows[0] | {"tunables": None, "layout": given["layout"] or ""}))
+    output.echo_table(list(_TIMES.values()), output.columns(rows, _TIMES))
+    if any(row["backend"] == "cpu" for row in rows):
+        click.echo("cpu is an emulation: its times say nothing of a GPU")
+    output.echo_reasons(rows)
+    return output.exit_code(rows)
+
+
+def _run(cells: list[Cell], policy: Policy | None) -> list[Row]:
+    from .. import runner
+
+    with Progress(len(cells), "cells") as progress:
+        return runner.run_cells(cells, policy, on_row=lambda row: progress.step(note=row["variant"]))
+
+
+_LATEST = "latest"
+_backend_option = click.option("--backend", help="Only there. Default: what the experiment says.")
+_out_option = click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("reports"), show_default=True
+)
+
+
+@click.command()
+@click.argument("target", metavar="EXPERIMENT")
+@_backend_option
+@_out_option
+@click.option("--resume", is_flag=False, flag_value=_LATEST, help="Go on with a run directory; alone: with the latest.")
+@click.option("--dry-run", is_flag=True, help="Print the cells and their count; run nothing.")
+def run(target: str, backend: str | None, out: Path, resume: str | None, dry_run: bool) -> int:
+    """Measure EXPERIMENT: a YAML file, or the name of one of ours (`cc1d list experiments`)."""
+    loaded = experiment.load(target)
+    if dry_run:
+        return _print_cells(loaded, backend)
+    directory = _measure(loaded, backend, out, resume)
+    rows = results.read(directory / "rows.jsonl")
+    output.echo_reasons(rows)
+    click.echo(f"{output.counts(rows)}\n{output.show_path(directory)}")
+    return output.exit_code(rows)
+
+
+def _print_cells(loaded: experiment.Experiment, backend: str | None) -> int:
+    cells = loaded.cells(backend)
+    reasons = [variants.why_not(variants.get(c.variant), c.case, c.backend) for c in cells]
+    for cell, reason in zip(cells, reasons, strict=True):
+        click.echo(cell.title() + (f"  unsupported: {reason}" if reason else ""))
+    click.echo(f"{len(cells)} cells, {sum(map(bool, reasons))} of them unsupported")
+    return 0
+
+
+def _measure(loaded: experiment.Experiment, backend: str | None, out: Path, resume: str | None = None) -> Path:
+    from .. import runner
+
+    if backend:
+        options.require(backend)
+    before = (out / loaded.name / _LATEST if resume == _LATEST else Path(resume)) if resume else None
+    if before and not before.is_dir():
+        raise ConfigError(f"--resume {before}: no such run; leave --resume out to start a new one")
+    return runner.run_experiment(loaded, backend=backend, out=out, resume=before)
+
+
+@click.command()
+@click.argument("target")
+@_backend_option
+@_out_option
+def report(target: str, backend: str | None, out: Path) -> int:
+    """Render TARGET as HTML: a run directory, or an experiment, which is measured first."""
+    from .. import report as renderer
+
+    directory = Path(target)
+    if not directory.is_dir():
+        loaded = experiment.load(target)
+        directory = _named(_measure(loaded, backend, out), out / loaded.name / _LATEST)
+    rows = results.read(directory / "rows.jsonl")
+    page = renderer.render_report(directory)
+    output.echo_reasons(rows)
+    click.echo(f"{output.counts(rows)}\n{output.show_path(directory / page.name)}")
+    return output.exit_code(rows)
+
+
+def _named(directory: Path, latest: Path) -> Path:
+    """`latest` where it stands for `directory`."""
+    return latest if latest.exists() and latest.samefile(directory) else directory
+
+
+VERBS = (build, check, bench, run, report)

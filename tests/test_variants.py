@@ -1,0 +1,94 @@
+"""The registry names each variant once, and says why a variant cannot do a case."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from test_case import cases
+
+from cc1d_lab import paths, variants
+from cc1d_lab.case import DTYPES, LAYOUTS, Case
+from cc1d_lab.errors import ConfigError
+from cc1d_lab.variants import VARIANTS, resolve_tunables, select, why_not
+
+KERNELS = [v for v in VARIANTS.values() if v.kind == "kernel"]
+ids = [v.name for v in KERNELS]
+
+
+def test_names_are_the_keys() -> None:
+    assert all(name == v.name for name, v in VARIANTS.items())
+
+
+@pytest.mark.parametrize("variant", KERNELS, ids=ids)
+def test_a_variant_takes_known_dtypes_layouts_and_its_own_defaults(variant: variants.Variant) -> None:
+    assert set(variant.dtypes) <= set(DTYPES)
+    assert set(variant.layouts) <= set(LAYOUTS)
+    assert variant.widths[0] <= 4 <= variant.widths[1]
+    for tunable in variant.tunables.values():
+        assert tunable.default in tunable.choices
+
+
+@pytest.mark.parametrize("variant", KERNELS, ids=ids)
+def test_a_kernel_has_its_source(variant: variants.Variant) -> None:
+    assert (paths.kernels_dir() / str(variant.source)).is_file()
+
+
+def test_all_is_every_kernel_and_nothing_else() -> None:
+    assert [v.name for v in select("all")] == ids
+    assert [v.name for v in select(["torch_conv1d", "all"])] == ["torch_conv1d", *ids]
+
+
+def test_a_variant_named_twice_is_there_once() -> None:
+    assert [v.name for v in select(["fwd_naive", "all", "fwd_naive"])] == ids
+
+
+def test_an_unknown_variant_is_refused_with_its_neighbour() -> None:
+    with pytest.raises(ConfigError, match=r"'fwd_naiv' is not known .did you mean 'fwd_naive'"):
+        select("fwd_naiv")
+
+
+@pytest.mark.parametrize("variant", KERNELS, ids=ids)
+def test_tunables_are_the_defaults_until_given(variant: variants.Variant) -> None:
+    defaults = resolve_tunables(variant, {})
+    assert defaults == {name: t.default for name, t in variant.tunables.items()}
+    for name, tunable in variant.tunables.items():
+        for choice in tunable.choices:
+            assert resolve_tunables(variant, {name: choice}) == defaults | {name: choice}
+
+
+def test_unknown_tunables_and_values_are_refused() -> None:
+    naive = variants.get("fwd_naive")
+    with pytest.raises(ConfigError, match=r"'blok' is not known .did you mean 'block'"):
+        resolve_tunables(naive, {"blok": 64})
+    with pytest.raises(ConfigError, match="tunable block: 65 is not among"):
+        resolve_tunables(naive, {"block": 65})
+
+
+@given(cases)
+def test_the_reason_names_what_does_not_fit(case: Case) -> None:
+    for variant in KERNELS:
+        reason = why_not(variant, case, "nvidia")
+        fits = {
+            "dtype": case.dtype in variant.dtypes,
+            "layout": case.layout in variant.layouts,
+            "width": variant.widths[0] <= case.width <= variant.widths[1],
+        }
+        assert bool(reason) == (not all(fits.values()))
+        assert not reason or not fits[reason.split()[0]]
+
+
+def test_what_would_take_minutes_in_emulation_is_not_run_there() -> None:
+    case = Case(batch=8, dim=5120, seqlen=2048, dtype="bfloat16")
+    gemm = variants.get("fwd_im2col_wmma")
+    assert "emulation" in why_not(gemm, case, "cpu")
+    assert why_not(gemm, case, "nvidia") == ""
+    assert why_not(gemm, dataclasses.replace(case, dim=64, seqlen=256), "cpu") == ""
+
+
+def test_the_dense_gemm_costs_dim_times_the_useful_work() -> None:
+    case = Case(batch=2, dim=64, seqlen=256, width=4, bias=False, dtype="float16")
+    executed = variants.get("fwd_im2col_wmma").executed_flops
+    assert executed is not None
+    assert executed(case) == case.dim * case.flops()
