@@ -1,4 +1,4 @@
-"""Backends: amd (hipcc or clang++), nvidia (nvcc), cpu (g++ and the emulation). What can be built and run here, and why not."""
+"""Backends: amd (hipcc or clang++), nvidia (nvcc), cpu (g++ and the emulation); what they can do here, and why not."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _below(variable: str, path: str) -> str | None:
     return str(Path(root, path)) if root else None
 
 
-# --- cpu ---------------------------------------------------------------------------------------------------------------
+# --- cpu ------------------------------------------------------------------------------------------
 
 
 def _cpu_compiler() -> str:
@@ -91,7 +91,7 @@ def _cpu_features() -> tuple[str, str]:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return name, level
-    fields = dict(tuple(p.strip() for p in line.split(":", 1)) for line in text.splitlines() if ":" in line)
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
     flags = set(fields.get("flags", "").split())
     if {"avx2", "fma", "f16c", "bmi2", "movbe"} <= flags:
         level = "x86-64-v3"
@@ -112,7 +112,7 @@ def _cpu_device() -> str:
     return f"{_cpu_features()[0]}, {len(os.sched_getaffinity(0))} cores (emulation)"
 
 
-# --- nvidia ------------------------------------------------------------------------------------------------------------
+# --- nvidia ---------------------------------------------------------------------------------------
 
 
 def _nvidia_compiler() -> str:
@@ -144,7 +144,7 @@ def _nvidia_can_run() -> str:
     return "" if torch.cuda.is_available() else "torch sees no NVIDIA GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES"
 
 
-# --- amd ---------------------------------------------------------------------------------------------------------------
+# --- amd ------------------------------------------------------------------------------------------
 
 
 def _amd_compiler() -> str:
@@ -196,7 +196,7 @@ def _amd_can_run() -> str:
     return "" if torch.cuda.is_available() else "torch sees no AMD GPU: check rocminfo and HIP_VISIBLE_DEVICES"
 
 
-# --- both kinds of GPU -------------------------------------------------------------------------------------------------
+# --- both kinds of GPU ----------------------------------------------------------------------------
 
 
 def _device_arch() -> str:

@@ -7,6 +7,7 @@ somebody else built the same thing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -37,7 +38,7 @@ COMPILE_LIMIT_S = 300
 
 @dataclass(frozen=True)
 class Built:
-    """A finished build. `seconds` is 0 when it was in the cache. `resources` has vgprs, spills and the like where known."""
+    """A finished build. `seconds` is 0 when it was in the cache. `resources`: vgprs, spills, ... where known."""
 
     library: Path
     digest: str
@@ -71,14 +72,29 @@ def build_cell(cell: Cell) -> Built:
 
 
 def build_all(cells: Iterable[Cell], jobs: int | None = None) -> Iterator[tuple[Cell, Built | Exception]]:
-    """Build many cells in parallel; yields each as it is done. `jobs`: MAX_JOBS, else the number of cores."""
-    jobs = jobs or int(os.environ.get("MAX_JOBS", 0)) or len(os.sched_getaffinity(0))
+    """Build many cells in parallel, equal builds once; yields each as it is done. `jobs`: MAX_JOBS, else all cores."""
+    jobs = jobs or int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(build_cell, c): c for c in cells if variants.get(c.variant).source}
+        futures = {pool.submit(build_cell, c): c for c in _unique(cells)}
         for future in as_completed(futures):
             error = future.exception()
             yield futures[future], (error if isinstance(error, Exception) else future.result())
     evict()
+
+
+def count(cells: Iterable[Cell]) -> int:
+    """How many builds `build_all` will make of these cells."""
+    return len(_unique(cells))
+
+
+def _unique(cells: Iterable[Cell]) -> list[Cell]:
+    return list({build_key(c): c for c in cells if variants.get(c.variant).source}.values())
+
+
+def build_key(cell: Cell) -> tuple[Any, ...]:
+    """Cells with the same key are compiled to the same library."""
+    knobs = variants.resolve_tunables(variants.get(cell.variant), cell.tunables)
+    return (cell.variant, cell.backend, cell.arch, *_defines(cell.case, knobs))
 
 
 def _defines(case: Case, tunables: Mapping[str, int]) -> list[str]:
@@ -101,11 +117,11 @@ def _emulation_runtime() -> Built:
     return _cached("emulation", backends.get("cpu").compiler(), flags, source, [])
 
 
-# --- the cache ---------------------------------------------------------------------------------------------------------
+# --- the cache ------------------------------------------------------------------------------------
 
 
 def cache_dir() -> Path:
-    """CC1D_CACHE, else $XDG_CACHE_HOME/cc1d_lab. Made private (0700); CacheError when somebody else could write there."""
+    """CC1D_CACHE, else $XDG_CACHE_HOME/cc1d_lab. Made private (0700); CacheError where somebody else could write."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cc1d_lab"
     path = Path(os.environ.get("CC1D_CACHE") or default)
     try:
@@ -166,10 +182,8 @@ def _load_entry(entry: Path, digest: str) -> Built | None:
 def _discard(entry: Path) -> None:
     """Remove an entry. It is renamed first, so that nobody finds half of it."""
     aside = Path(tempfile.mkdtemp(prefix=".old-", dir=entry.parent))
-    try:
+    with contextlib.suppress(OSError):  # somebody else was first
         entry.rename(aside / "entry")
-    except OSError:
-        pass  # somebody else was first
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -182,7 +196,7 @@ def _compile(entry: Path, digest: str, command: list[str]) -> Built:
         seconds = time.perf_counter() - started
         if code or not library.exists():
             raise _compile_error(entry, command, output, code)
-        manifest = {
+        manifest: dict[str, Any] = {
             "sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
             "seconds": seconds,
             "resources": _resources(output),

@@ -1,6 +1,7 @@
 """evaluate: the one path from a group of cells to rows. Build, check, and only then time.
 
-Each cell is checked alone; those that are right are timed together, in interleaved rounds, with the copy and the empty launch.
+Each cell is checked alone; those that are right are timed together, in interleaved rounds, with the copy and the empty
+launch.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import ctypes
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,21 +36,38 @@ class Ready:
     launcher: Launcher
 
 
-def evaluate(cells: list[Cell], policy: Policy | None = None, phase: Phase = lambda cell_id, what: None) -> list[Row]:
-    """Rows of a group, in the order of `cells`, which must share backend, arch and case.
+def evaluate(cells: list[Cell], policy: Policy | None = None) -> list[Row]:
+    """Rows of a group, in the order of `cells`, which must share backend, arch and case. In this process.
 
     A cell that cannot be built or run, or is wrong, gives a row that says so; nothing is raised for it.
     Raises ConfigError when the cells are not one group.
     """
+    rows = {row["cell_id"]: row for row in evaluate_each(cells, policy)}
+    return [rows[c.cell_id] for c in cells]
+
+
+def evaluate_each(cells: list[Cell], policy: Policy | None, phase: Phase = lambda cell_id, what: None) -> Iterator[Row]:
+    """`evaluate`, row by row as each is known; `phase` is told what begins (an empty cell_id: the timing of all)."""
     if len({c.group_key for c in cells}) > 1:
         raise ConfigError("evaluate takes the cells of one case on one backend; use runner.run_cells for several")
-    checked = {c.cell_id: check(c, phase) for c in cells}
-    ready = {cell_id: found for cell_id, found in checked.items() if isinstance(found, Ready)}
-    rows = {cell_id: found for cell_id, found in checked.items() if not isinstance(found, Ready)}
+    ready: dict[str, Ready] = {}
+    for cell in cells:
+        found = check(cell, phase)
+        if isinstance(found, Ready):
+            ready[cell.cell_id] = found
+        else:
+            yield found
     if ready:
         phase("", "time")
-        rows |= _time_group(cells[0], ready, policy)
-    return [rows[c.cell_id] for c in cells]
+        yield from _time_group(cells[0], ready, policy).values()
+
+
+def needed_builds(cell: Cell) -> list[Cell]:
+    """What must be compiled to evaluate a cell: itself, its twin for the exact probe, the copy to compare with."""
+    twin = dataclasses.replace(cell, case=without_activation(cell.case))
+    own = [cell, twin] if variants.get(cell.variant).source else []
+    copies = [Cell(n, cell.backend, ceiling_case(cell.case), {}, cell.arch) for n in ("copy", "empty")]
+    return own if cell.backend == "cpu" else own + copies
 
 
 def base_row(cell: Cell, **values: Any) -> Row:
@@ -104,7 +122,7 @@ def check(cell: Cell, phase: Phase = lambda cell_id, what: None) -> Row | Ready:
     return Ready(row | {"status": "ok"}, candidate.timed)
 
 
-# --- how a cell is launched ----------------------------------------------------------------------------------------------
+# --- how a cell is launched -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -167,7 +185,7 @@ def without_activation(case: Case) -> Case:
     return dataclasses.replace(case, activation="none")
 
 
-# --- whether it is right -------------------------------------------------------------------------------------------------
+# --- whether it is right --------------------------------------------------------------------------
 
 
 def _examine(case: Case, device: str, candidate: _Candidate) -> dict[str, Any]:
@@ -266,7 +284,7 @@ def _nan_stays(case: Case, candidate: _Candidate, inputs: Inputs) -> bool:
     return bool(torch.equal(_run(case, candidate.launcher, changed)[0].isnan(), expected))
 
 
-# --- how fast it is --------------------------------------------------------------------------------------------------------
+# --- how fast it is -------------------------------------------------------------------------------
 
 
 def _time_group(first: Cell, ready: Mapping[str, Ready], policy: Policy | None) -> dict[str, Row]:
@@ -288,7 +306,7 @@ def _time_group(first: Cell, ready: Mapping[str, Ready], policy: Policy | None) 
 
 
 def _input_sets(case: Case, device: str) -> list[tuple[Inputs, torch.Tensor]]:
-    """Inputs and outputs to rotate over: on a GPU more than three times its cache, so that every launch finds it cold."""
+    """Inputs and outputs to rotate over: on a GPU over three times its cache, so that every launch finds it cold."""
     wanted = timing.cold_sets(case.bytes(), device)
     inputs = reference.make_inputs(case, device)
     return [(_copy_of(case, inputs), reference.empty_view(case, device, inputs.x.dtype)[0]) for _ in range(wanted)]
@@ -301,10 +319,15 @@ def _stages(launch: Launch) -> dict[str, list[Launch]]:
     return {name: [launch.stage(i)] for i, name in enumerate(launch.kernel.stages)}
 
 
+def ceiling_case(case: Case) -> Case:
+    """The case that the copy kernel is compiled for: as many bytes, lying side by side."""
+    return dataclasses.replace(case, layout="channel_first", view="contiguous", row_stride=0)
+
+
 def _ceilings(first: Cell, sets: list[tuple[Inputs, torch.Tensor]]) -> dict[str, list[Launch]]:
     """Copies of as many bytes, by the runtime and by our own kernel, and an empty launch."""
     case = first.case
-    plain = dataclasses.replace(case, layout="channel_first", view="contiguous", row_stride=0)
+    plain = ceiling_case(case)
     device = sets[0][0].x.device.type
     pairs = [
         (

@@ -55,9 +55,11 @@ class Bound:
 
     def stage(self, number: int) -> Callable[[int], None]:
         """A launch of one stage alone."""
-        return lambda stream=0: _raise_on(
-            self.kernel.library.cc1d_launch_stage(ctypes.byref(self.params), stream, number)
-        )
+
+        def launch(stream: int = 0) -> None:
+            _raise_on(self.kernel.library.cc1d_launch_stage(ctypes.byref(self.params), stream, number))
+
+        return launch
 
 
 def _raise_on(error: bytes | None) -> None:

@@ -88,7 +88,7 @@ def _integers(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Oracle:
-    """The float64 result and the largest error that a correct kernel may make at each element, both (batch, dim, seqlen)."""
+    """The float64 result and the largest error that a correct kernel may make, at each element (batch, dim, seqlen)."""
 
     y: torch.Tensor
     bound: torch.Tensor

@@ -1,4 +1,4 @@
-"""Rows: their columns, and how they are kept. One JSON line per row; a killed run loses nothing that was acknowledged."""
+"""Rows: their columns, and how they are kept. One JSON line per row; a killed run loses no acknowledged row."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ MAX_SETS = 256
 class Policy:
     """When to stop sampling. Samples of the members of a group are taken in interleaved rounds.
 
-    `warmup` rounds are thrown away. Then at least `min_samples` rounds, until the standard error of the mean of every member
-    is below `rel_err` (stop reason `precise`), `max_samples` is reached (`count`), or `budget_s` seconds of
+    `warmup` rounds are thrown away. Then at least `min_samples` rounds, until the standard error of the mean of every
+    member is below `rel_err` (stop reason `precise`), `max_samples` is reached (`count`), or `budget_s` seconds of
     the group are spent (`budget`).
     """
 
@@ -152,7 +152,7 @@ def _wall_us(launch: Launch) -> float:
     return (time.perf_counter_ns() - started) / 1e3
 
 
-# --- GPU -----------------------------------------------------------------------------------------------------------------
+# --- GPU ------------------------------------------------------------------------------------------
 
 
 def _prepare_gpu(launches: Sequence[Launch]) -> _Member:
@@ -224,7 +224,7 @@ def synchronize(device: str) -> None:
 
 
 def cold_sets(set_bytes: int, device: str) -> int:
-    """How many sets of `set_bytes` bytes to rotate over so that each launch finds the cache without its data. 1 on the CPU."""
+    """How many sets of `set_bytes` bytes to rotate over, so that no launch finds its data in cache. 1 on the CPU."""
     if device == "cpu":
         return 1
     import torch

@@ -1,0 +1,73 @@
+"""Where a run comes from: environment, packages, compilers, devices, the state of the checkout."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from typing import Any
+
+from . import backends, build
+from .errors import Cc1dError
+from .paths import checkout
+
+HONOURED = (
+    *("CXX", "MAX_JOBS", "HIP_PATH", "ROCM_PATH", "GPU_ARCH", "PYTORCH_ROCM_ARCH", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST"),
+    *("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "XDG_CACHE_HOME", "NO_COLOR", "CI"),
+    *("CC1D_CACHE", "CC1D_TIME_LIMIT"),
+)
+PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "seaborn", "papermill", "nbconvert", "jupyterlab", "pydantic")
+
+
+def fingerprint(names: list[str]) -> dict[str, Any]:
+    """environment, packages, compilers, devices and git, as they stand in run.json."""
+    return {
+        "environment": environment(),
+        "packages": {name: _package(name) for name in ("cc1d_lab", *PACKAGES)},
+        "platform": {"python": platform.python_version(), "system": platform.platform()},
+        "compilers": {name: _told(build.describe, name) for name in names},
+        "devices": {name: _told(lambda n: backends.get(n).device_name(), name) for name in names},
+        "git": git_state(),
+    }
+
+
+def environment() -> dict[str, dict[str, str]]:
+    """The variables that steer this package: value, and where it came from."""
+    return {
+        name: {"value": os.environ.get(name, ""), "origin": "environment" if name in os.environ else "default"}
+        for name in HONOURED
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the checkout, and whether it has changes that are not committed; null outside one."""
+    root = checkout()
+    if root is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": _git(root, "rev-parse", "HEAD"), "dirty": bool(_git(root, "status", "--porcelain"))}
+
+
+def _git(root: Any, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _package(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _told(ask: Any, name: str) -> Any:
+    """What `ask` answers, or why it cannot: provenance never stops a run."""
+    try:
+        return ask(name)
+    except (Cc1dError, RuntimeError, AssertionError) as e:
+        return f"not available: {str(e).splitlines()[0]}"

@@ -1,0 +1,164 @@
+"""Kernels run in a process of their own: one that crashes, hangs or breaks its device costs its own row.
+
+A worker is forked from a server that has torch loaded but never runs a kernel and never touches a device.
+It evaluates group after group, and tells which cell it is at; when it dies or overruns, the cell that it was at is to
+blame, and a fresh worker takes the rest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import tempfile
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from .cell import Cell
+from .errors import WorkerError
+from .results import Row
+from .timing import Policy
+
+TIME_LIMIT_S = 120.0  # for one step (build, check, time) of a cell; CC1D_TIME_LIMIT overrides
+PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    """Evaluates groups in a child process, replaced whenever it breaks. A context manager."""
+
+    def __init__(self, logs: Path | None = None, time_limit_s: float | None = None) -> None:
+        self._context: ForkServerContext = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["cc1d_lab.evaluate"])
+        self._logs = logs or Path(tempfile.mkdtemp(prefix="cc1d-logs-"))
+        self._limit = time_limit_s or float(os.environ.get("CC1D_TIME_LIMIT") or TIME_LIMIT_S)
+        self._process: ForkServerProcess | None = None
+        self._pipe: Connection | None = None
+        self._number = 0
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop()
+
+    def evaluate(self, cells: list[Cell], policy: Policy | None) -> Iterator[Row]:
+        """Rows of a group, in the order in which they are known; every cell gets one, whatever its kernel does."""
+        waiting = {c.cell_id: c for c in cells}
+        together = True
+        while waiting:
+            group = list(waiting.values()) if together else [next(iter(waiting.values()))]
+            culprit = ""
+            for kind, value in self._conversation(group, policy):
+                if kind == "begin":
+                    culprit = value
+                elif kind == "row":
+                    waiting.pop(value["cell_id"], None)
+                    yield value
+                elif culprit in waiting or len(group) == 1:
+                    cell = waiting.pop(culprit, None) or waiting.pop(group[0].cell_id)
+                    yield self._blame(cell, value)
+                else:
+                    together = False  # it died while all were being timed: take them one by one
+
+    def _conversation(self, group: list[Cell], policy: Policy | None) -> Iterator[tuple[str, Any]]:
+        """What the worker says: ('begin', cell_id), ('row', row), or ('died', outcome) at last."""
+        pipe = self._start()
+        pipe.send((group, policy))
+        while True:
+            if not pipe.poll(self._limit):
+                self._stop()
+                yield "died", {"status": "timeout", "reason": f"took more than {self._limit:g} s"}
+                return
+            try:
+                kind, value = json.loads(pipe.recv_bytes())
+            except (EOFError, OSError, ValueError):
+                yield "died", self._post_mortem()
+                return
+            if kind == "end":
+                return
+            yield kind, value
+            if kind == "row" and value["status"] == "launch_failed" and value["backend"] != "cpu":
+                # The device's context may be broken for good, so the rest of the group goes to a fresh worker.
+                self._stop()
+                return
+
+    def _blame(self, cell: Cell, outcome: dict[str, str]) -> Row:
+        from .evaluate import base_row
+
+        return base_row(cell, log=f"{self._logs.name}/{self._log.name}", **outcome)
+
+    @property
+    def _log(self) -> Path:
+        return self._logs / f"worker-{self._number}.log"
+
+    def _start(self) -> Connection:
+        if self._pipe is not None and self._process is not None and self._process.is_alive():
+            return self._pipe
+        self._stop()
+        self._number += 1
+        self._logs.mkdir(parents=True, exist_ok=True)
+        mine, theirs = self._context.Pipe()
+        self._process = self._context.Process(target=_serve, args=(theirs, str(self._log)), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._pipe = mine
+        return mine
+
+    def _post_mortem(self) -> dict[str, str]:
+        """How the worker died, with the last thing that it wrote."""
+        if self._process is None:
+            raise WorkerError("the worker was stopped while it was being read")
+        self._process.join(10)
+        code = self._process.exitcode
+        self._stop()
+        died = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        lines = self._log.read_text(errors="replace").split("\n") if self._log.exists() else []
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return {"status": "crashed", "reason": f"{died}: {said[:300]}" if said else died}
+
+    def _stop(self) -> None:
+        """Kill the worker and all that it started."""
+        if self._process is not None:
+            if self._process.pid and self._process.is_alive():
+                try:
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    self._process.kill()
+            self._process.join(10)
+        if self._pipe is not None:
+            self._pipe.close()
+        self._process = self._pipe = None
+
+
+def _serve(pipe: Connection, log: str) -> None:
+    """The child: evaluate what comes through the pipe. What kernels print goes to the log."""
+    _settle_down(log)
+    from .evaluate import evaluate_each
+
+    def say(kind: str, value: Any) -> None:
+        pipe.send_bytes(json.dumps([kind, value]).encode())
+
+    while True:
+        try:
+            cells, policy = pipe.recv()
+        except EOFError:
+            return
+        for row in evaluate_each(cells, policy, lambda cell_id, what: say("begin", cell_id)):
+            say("row", row)
+        say("end", None)
+
+
+def _settle_down(log: str) -> None:
+    os.setsid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for target, source in ((0, nothing), (1, out), (2, out)):
+        os.dup2(source, target)
