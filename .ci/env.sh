@@ -41,15 +41,28 @@ else
     bring_pip
 fi
 
-grep -v "$([ "$mode" = system ] && echo '^torch==' || echo '^$')" constraints.txt > .venv/constraints.txt
 if [ "$mode" = system ] && ! .venv/bin/python -c 'import torch' 2>/dev/null; then
     # $python is itself a virtual environment: its packages are not "system" to a new one.
     echo "$torch_home" > "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch_of_system.pth"
     .venv/bin/python -c 'import torch' || die "TORCH=system: torch in $torch_home cannot be imported from .venv"
 fi
 
-install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c .venv/constraints.txt)
-"${install[@]}" hatchling editables
-"${install[@]}" --no-build-isolation -e '.[dev]'
+install=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile)
+if [ "$mode" = pinned ]; then
+    "${install[@]}" -c constraints.txt hatchling editables
+    "${install[@]}" -c constraints.txt --no-build-isolation -e '.[dev]'
+else
+    # All pins but torch, also those that the system has: their commands belong into .venv/bin.
+    grep -v '^torch==' constraints.txt > .venv/constraints.txt
+    "${install[@]}" --ignore-installed -r .venv/constraints.txt
+    "${install[@]}" --no-deps --no-build-isolation -e .
+    .venv/bin/python - << 'EOF' || die "TORCH=system: install a torch that pyproject.toml allows"
+import sys
+from importlib.metadata import requires, version
+from packaging.requirements import Requirement
+(needed,) = [r for r in map(Requirement, requires("cc1d_lab")) if r.name == "torch"]
+sys.exit(not needed.specifier.contains(version("torch"), prereleases=True) and f"torch {version('torch')} is not {needed}")
+EOF
+fi
 .venv/bin/python -c 'import sys, torch; print(f"make env: .venv has Python {sys.version.split()[0]}, torch {torch.__version__}")'
 touch ".venv/.stamp-$mode"
