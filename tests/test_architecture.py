@@ -21,13 +21,15 @@ from cc1d_lab.variants import VARIANTS
 
 # Lowest first. A module imports from its own floor and those below; on one floor, in no circle.
 FLOORS = (
-    ("errors", "paths"),
+    ("errors", "paths", "progress"),
     ("case", "strict_yaml"),
     ("results", "timing", "backends", "variants", "cell"),
-    ("build", "reference", "plots", "tables"),
-    ("kernel",),
+    ("build", "reference", "tables"),
+    ("kernel", "plots", "provenance"),
     ("evaluation",),
-    ("experiment", "progress", "runner", "worker"),
+    ("experiment", "worker"),
+    ("runner",),
+    ("notebook",),
     ("report",),
     ("cli",),
 )
