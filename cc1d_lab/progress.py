@@ -30,7 +30,7 @@ class Progress:
         self._total, self._label = total, label
         self._stream = stream if stream is not None else sys.stderr
         self._clock, self._start = clock, clock()
-        self._done, self._note = 0, ""
+        self._done, self._drawn, self._note = 0, -1, ""
         self._tty = bool(getattr(self._stream, "isatty", bool)())
         self._next = self._start if self._tty else self._start + LINE_S
         self._closed = total <= 0
@@ -47,7 +47,8 @@ class Progress:
         if self._closed:
             return
         self._note = ""
-        self._draw(end="\n")
+        if self._tty or self._drawn < self._done:
+            self._draw(end="\n")
         self._closed = True
 
     def line(self) -> str:
@@ -71,6 +72,7 @@ class Progress:
             self._stream.flush()
         except (OSError, ValueError):
             self._closed = True
+        self._drawn = self._done
         self._next = self._clock() + (REDRAW_S if self._tty else LINE_S)
 
     def __enter__(self) -> Self:

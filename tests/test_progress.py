@@ -32,6 +32,14 @@ def test_a_log_gets_a_line_every_few_seconds_and_a_last_one() -> None:
     assert lines[-1] == "cells  100 %  100/100  in 0:10"
 
 
+def test_a_log_does_not_say_the_end_twice() -> None:
+    clock, stream = _Clock(), io.StringIO()
+    with Progress(1, "cells", stream, clock) as progress:
+        clock.now += 2 * LINE_S
+        progress.step()
+    assert stream.getvalue().count("100 %") == 1
+
+
 def test_the_rest_is_estimated_from_the_steps_so_far() -> None:
     clock = _Clock()
     progress = Progress(4, "build", io.StringIO(), clock)

@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "devices that may be used: all",
     "XDG_CACHE_HOME": "parent of the build cache: ~/.cache",
     "CC1D_CACHE": "the build cache itself: cc1d_lab below XDG_CACHE_HOME",
+    "CC1D_TIME_LIMIT": "seconds that a step (check, time) of a cell may take: 120",
     "NO_COLOR": "no colours: colours on a terminal",
     "CI": "runs in continuous integration: no",
 }
@@ -208,7 +209,8 @@ def show(run: Path, status: str | None, as_json: bool) -> int:
 
 def read_rows(run: Path) -> list[Row]:
     """Rows of a run directory, of a file, or of the latest run of an experiment. StoreError when there are none."""
-    for path in (run / "rows.jsonl", run, Path("reports") / run / "latest" / "rows.jsonl"):
+    below = Path("reports") / run
+    for path in (run / "rows.jsonl", run, below / "rows.jsonl", below / "latest" / "rows.jsonl"):
         if path.is_file():
             return results.read(path)
     raise StoreError(f"{run}: no rows.jsonl here; `cc1d run quick` makes reports/quick/latest")

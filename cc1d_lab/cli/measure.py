@@ -14,7 +14,6 @@ from .. import build as builder
 from ..case import DTYPES, LAYOUTS, Case
 from ..cell import Cell
 from ..errors import ConfigError, ToolchainError, one_of
-from ..progress import Progress
 from ..results import Row
 from ..timing import POLICIES, Policy
 from . import options, output
@@ -152,8 +151,7 @@ def bench(as_json: bool, policy: str | None, **given: Any) -> int:
 def _run(cells: list[Cell], policy: Policy | None) -> list[Row]:
     from .. import runner
 
-    with Progress(len(cells), "cells") as progress:
-        return runner.run_cells(cells, policy, on_row=lambda row: progress.step(note=row["variant"]))
+    return runner.run_cells(cells, policy)
 
 
 _LATEST = "latest"
