@@ -1,4 +1,4 @@
-"""Rows -> charts. Each function takes a DataFrame of rows and returns a matplotlib Figure; nothing is read or written.
+"""Rows -> charts. A chart takes a DataFrame of rows and returns a matplotlib Figure; no file is read or written.
 
 Every figure names its device and its units, says in a note what it leaves out, and carries a banner when rows were made
 in CPU emulation. A row that is not `ok` is never part of a line: it is drawn as a cross, or counted in the note.
@@ -8,6 +8,7 @@ A variant has one colour, one marker and one dash pattern everywhere, so that ch
 from __future__ import annotations
 
 import functools
+import io
 import math
 import textwrap
 import zlib
@@ -20,7 +21,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from . import tables
 from .tables import speedup_table
@@ -39,6 +40,8 @@ __all__ = [
     "status_matrix",
     "style",
     "throughput",
+    "to_png",
+    "to_svg",
 ]
 
 # Alternating dark and light, so that neighbours in the registry differ in greyscale too.
@@ -54,7 +57,7 @@ _PANEL = ("device", "backend", "arch", "layout", "dtype")
 # Colour, letter and whether the letter is white, for each status.
 STATUS_LOOK: dict[str, tuple[str, str, bool]] = {
     "ok": ("#d9ecd9", "o", False),
-    "unsupported": ("#f4f4f4", "u", False),
+    "unsupported": ("#e6e6ea", "u", False),
     "wrong": ("#8e0f20", "W", True),
     "build_failed": ("#e6c26a", "B", False),
     "launch_failed": ("#c98f2b", "L", False),
@@ -84,6 +87,26 @@ def style(variant: str) -> Style:
     return Style(_COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)], _DASHES[place % len(_DASHES)])
 
 
+def to_png(figure: Figure, dpi: int = 144) -> bytes:
+    """The figure as a PNG with a palette: a third of the size of full colour, and looks the same."""
+    from PIL import Image
+
+    raw = io.BytesIO()
+    figure.savefig(raw, format="png", dpi=dpi)
+    small = io.BytesIO()
+    picture = Image.open(raw).convert("RGB")
+    picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def to_svg(figure: Figure) -> bytes:
+    """The figure as SVG, text as outlines. The same rows give the same bytes."""
+    out = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "cc1d_lab", "svg.fonttype": "path"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
 def _clean(value: Any, limit: int = 60) -> str:
     """Text that is safe in a chart: one line, no mathtext, of bounded length."""
     plain = "".join(c if c.isprintable() else " " for c in tables.text(value))
@@ -105,7 +128,6 @@ _RC = {
     "legend.fontsize": 9,
     "grid.color": "#e3e3e3",
     "axes.edgecolor": "#9a9a9a",
-    "svg.hashsalt": "cc1d_lab",  # the same rows give the same file
 }
 
 
@@ -154,6 +176,7 @@ def _sheet(
     legend_rows = math.ceil(entries / max(1, int(width / 1.9))) if entries else 0
     heights = [0.62 + 0.34 * banner, size[1] * nrows, 0.5 + 0.23 * legend_rows]
     figure = Figure(figsize=(width, sum(heights)), layout="constrained", facecolor="white")
+    figure.set_label(title)
     parts: Any = figure.subfigures(3, 1, height_ratios=heights)
     head, body, foot = parts
     _write_head(head, title, df, banner, heights[0])
@@ -322,7 +345,7 @@ def _share_limits(panels: list[Axes], timed: pd.DataFrame) -> None:
         if top / low > 30:
             axes.set_yscale("log")
             axes.set_ylim(low / 2, top * 2)
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_minor_locator(NullLocator())
         else:
             axes.set_ylim(0, top * 1.1)
         axes.yaxis.set_major_formatter(FuncFormatter(number))
@@ -463,7 +486,7 @@ def _ulp_axis(axes: Axes) -> None:
     low = axes.dataLim.minposy
     if top > 20 and low > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.set_ylim(0, top * 1.15)
     axes.yaxis.set_major_formatter(FuncFormatter(number))
@@ -519,7 +542,7 @@ def _gbps_axis(axes: Axes, values: pd.Series[Any]) -> None:
     if top / low > 30:
         axes.set_xscale("log")
         axes.set_xlim(low / 3, top * 2)
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.set_xlim(0, top * 1.1)
     axes.xaxis.set_major_formatter(FuncFormatter(number))

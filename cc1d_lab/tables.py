@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from .case import DTYPES
 from .results import STATUSES
 from .variants import VARIANTS
 
@@ -61,6 +62,15 @@ def kernels(df: pd.DataFrame) -> pd.DataFrame:
 
 def _kind(variant: Any) -> str:
     return VARIANTS[variant].kind if variant in VARIANTS else "kernel"
+
+
+def number(value: Any) -> str:
+    """A number with three digits that count, a dash for what was not measured: 0.0123, 1.23, 12.3, 123, 12345."""
+    if not known(value):
+        return "–"
+    size = abs(float(value))
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2
+    return f"{value:.{digits}f}" if 1 <= size < 1e7 else f"{value:.3g}"
 
 
 def emulated(df: pd.DataFrame) -> bool:
@@ -158,9 +168,7 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
     columns += ["bound_ratio", "time_us", "gbps", "pct_copy"]
     records = [_summary_record(part) for _, part in families(df, (*_PLACE, "variant", "dtype", "layout"))]
     table = _frame(records, columns)
-    rank = {name: i for i, name in enumerate(order(table["variant"]))}
-    keys = ["device", "variant", "dtype", "layout"]
-    return table.sort_values(keys, key=lambda s: s.map(rank) if s.name == "variant" else s, ignore_index=True)
+    return _sorted(table, "device", "variant", "dtype", "layout")
 
 
 def _summary_record(part: pd.DataFrame) -> dict[str, Any]:
@@ -198,7 +206,7 @@ def reasons(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def wrong(df: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are wrong: by how much, how many outputs, where first, and which probes failed."""
+    """The rows of kernels that are wrong: by how much, how many outputs, where first, and which probes failed."""
     records = [
         {
             "variant": text(row["variant"]),
@@ -211,17 +219,20 @@ def wrong(df: pd.DataFrame) -> pd.DataFrame:
             "probes_failed": ", ".join(name for name in PROBES if known(row[name]) and not yes(row[name])),
             "reason": text(row["reason"]),
         }
-        for _, row in df[df["status"] == "wrong"].iterrows()
+        for _, row in kernels(df[df["status"] == "wrong"]).iterrows()
     ]
     columns = ("variant", "configuration", "device", "bound_ratio", "max_abs_err", "n_bad", "first_bad")
     return _frame(records, (*columns, "probes_failed", "reason"))
 
 
-PROBES = ("integer_probe", "causality", "gaps_untouched")
+PROBES = ("integer_probe", "causality", "gaps_untouched", "repeatable")
 
 
 def checks(df: pd.DataFrame) -> pd.DataFrame:
-    """A row per variant and dtype: how many of the checked cells passed each check, as `passed/checked`."""
+    """A row per variant and dtype: how many of the checked cells passed each check, as `passed/checked`.
+
+    `nan_stays` is a property to know of a variant and does not make it wrong.
+    """
     checked = df[df["status"].isin(("ok", "wrong"))]
     records = []
     for (variant, dtype), part in families(checked, ("variant", "dtype")):
@@ -231,11 +242,11 @@ def checks(df: pd.DataFrame) -> pd.DataFrame:
                 "dtype": dtype,
                 "checked": len(part),
                 "error_bound": _passed(part["bound_ratio"], lambda v: v <= 1.0),
-                **{probe: _passed(part[probe], bool) for probe in PROBES},
+                **{probe: _passed(part[probe], bool) for probe in (*PROBES, "nan_stays")},
                 "verdict": "wrong" if (part["status"] == "wrong").any() else "ok",
             }
         )
-    return _sorted(_frame(records, ("variant", "dtype", "checked", "error_bound", *PROBES, "verdict")))
+    return _sorted(_frame(records, ("variant", "dtype", "checked", "error_bound", *PROBES, "nan_stays", "verdict")))
 
 
 def _passed(values: pd.Series[Any], passes: Callable[[Any], bool]) -> str:
@@ -243,11 +254,15 @@ def _passed(values: pd.Series[Any], passes: Callable[[Any], bool]) -> str:
     return f"{sum(1 for v in seen if passes(v))}/{len(seen)}" if seen else "not checked"
 
 
-def _sorted(table: pd.DataFrame) -> pd.DataFrame:
-    rank = {name: i for i, name in enumerate(order(table["variant"]))}
-    return table.sort_values(
-        ["variant", "dtype"], key=lambda s: s.map(rank) if s.name == "variant" else s, ignore_index=True
-    )
+def _sorted(table: pd.DataFrame, *keys: str) -> pd.DataFrame:
+    """By `keys` (variant and dtype if none): variants as in the registry, dtypes from wide to narrow."""
+    ranks = {"variant": order(table["variant"]), "dtype": list(DTYPES)}
+
+    def place(column: pd.Series[Any]) -> pd.Series[Any]:
+        known_names = ranks.get(str(column.name), [])
+        return column.map(lambda v: (known_names.index(v) if v in known_names else len(known_names), str(v)))
+
+    return table.sort_values(list(keys) or ["variant", "dtype"], key=place, ignore_index=True)
 
 
 def ulp_statistics(df: pd.DataFrame) -> pd.DataFrame:
@@ -392,6 +407,17 @@ def _wrong_sentence(ours: pd.DataFrame) -> list[str]:
         return []
     names = [f"{variant} ({(bad['variant'] == variant).sum()})" for variant in order(bad["variant"])]
     return [f"Wrong results from {', '.join(names)}: they have no time and take part in no comparison of speed."]
+
+
+def baseline_sentence(df: pd.DataFrame) -> str:
+    """How often F.conv1d itself is outside the error bound that kernels are held to, or '' when it was not compared."""
+    compared = [case["torch_bound_ratio"].dropna() for _, case in by_case(df)]
+    ratios = [float(values.iloc[0]) for values in compared if len(values)]
+    if not ratios:
+        return ""
+    outside = sum(ratio > 1 for ratio in ratios)
+    where = f"outside the bound in {outside} of {len(ratios)} cases, at most {max(ratios):.3g} times it"
+    return f"F.conv1d in the same dtype is {where}."
 
 
 def _speed_sentences(ours: pd.DataFrame) -> list[str]:

@@ -16,6 +16,7 @@ from cc1d_lab.variants import VARIANTS, resolve_tunables, select, why_not
 
 COPY_GBPS = {"cpu": 8.0, "nvidia": 3000.0, "amd": 4000.0}
 PLACES = {"cpu": ("wave64", "made-up processor"), "nvidia": ("sm_90", "made-up GPU"), "amd": ("gfx942", "made-up GPU")}
+_PROBES = ("integer_probe", "causality", "gaps_untouched", "repeatable", "nan_stays", "field_tolerance")
 _SHARE = {
     "fwd_naive": 0.23,
     "fwd_shared_memory": 0.8,
@@ -118,7 +119,7 @@ def _errors(case: Case, rng: random.Random) -> dict[str, Any]:
     }
     theirs = {f"torch_{name}": value for name, value in ours.items()}
     theirs |= {"torch_bound_ratio": 60.0 if half else 0.6, "torch_ulp_rms": 0.8 if half else 0.7, "torch_n_bad": 90}
-    passed = dict.fromkeys(("integer_probe", "causality", "gaps_untouched", "field_tolerance"), True)
+    passed = dict.fromkeys(_PROBES, True)
     return {**ours, **theirs, **passed}
 
 
@@ -129,7 +130,7 @@ def spoil(row: Row, status: str) -> Row:
         found = {"bound_ratio": 341.5, "n_bad": 17, "first_bad": [0, 3, 127], "causality": False, "max_abs_err": 0.7}
         return {**row, **lost, **found, "status": status, "reason": "17 outputs outside the bound"}
     errors = {name: None for name in row if "err" in name or "bound" in name or "ulp" in name or "share" in name}
-    probes = dict.fromkeys(("integer_probe", "causality", "gaps_untouched", "field_tolerance", "n_bad"))
+    probes = dict.fromkeys((*_PROBES, "n_bad"))
     log = f"logs/{row['cell_id']}.log"
     return {**row, **lost, **errors, **probes, "status": status, "reason": f"made-up {status}", "log": log}
 

@@ -1,0 +1,68 @@
+"""An executed notebook as one HTML page: no script, no request, nothing in its outputs that could become either."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+from ..paths import PACKAGE
+from .files import write
+
+TEMPLATES = PACKAGE / "templates"
+_TAGS = frozenset(
+    {"a", "b", "blockquote", "br", "caption", "code", "dd", "div", "dl", "dt", "em", "h1", "h2", "h3", "h4", "hr", "i"}
+    | {"li", "ol", "p", "pre", "span", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead", "tr", "ul"}
+)
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def export(notebook: Path, target: Path) -> Path:
+    """Write `notebook` (.ipynb) as HTML to `target`. Raises StoreError when the disk refuses."""
+    import nbformat
+
+    content = nbformat.read(notebook, as_version=4)
+    for cell in content.cells:
+        _plain_errors(cell)
+    text, _ = _exporter().from_notebook_node(content)
+    return write(target, text)
+
+
+def _plain_errors(cell: Any) -> None:
+    """Take terminal colours out of text: they would become inline styles."""
+    for output in cell.get("outputs", []):
+        if output.output_type == "error":
+            output.traceback = [_ANSI.sub("", line) for line in output.traceback]
+        elif output.output_type == "stream":
+            output.text = _ANSI.sub("", output.text)
+
+
+def _exporter() -> Any:
+    # A new one for each page: exporters are not made for several threads.
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(
+        template_name="notebook",
+        extra_template_basedirs=[str(TEMPLATES)],
+        extra_template_paths=[str(TEMPLATES)],  # for style.css
+        sanitize_html=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+        preprocessors=[],
+    )
+    exporter.register_filter("clean_html", _clean)
+    return exporter
+
+
+def _clean(value: Any) -> str:
+    """HTML with tags of text and tables only, no style, and links to this folder alone; the rest is shown as text."""
+    return str(_cleaner().clean(value.decode() if isinstance(value, bytes) else str(value)))
+
+
+@functools.cache
+def _cleaner() -> Any:
+    from bleach.sanitizer import Cleaner  # type: ignore[import-untyped]
+
+    return Cleaner(tags=_TAGS, attributes={"*": ["class"], "a": ["href"]}, protocols=frozenset())
