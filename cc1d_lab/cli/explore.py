@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from .. import backends, build, experiment, results, variants
+from .. import backends, build, experiment, results, tables, variants
 from ..errors import Cc1dError, StoreError, nearest
 from ..results import Row
 from . import output
@@ -217,11 +217,9 @@ def read_rows(run: Path) -> list[Row]:
 
 
 def title(row: Row) -> str:
-    """The case of a row and its tunables in a line."""
-    parts = [row["label"], f"{row['batch']}x{row['dim']}x{row['seqlen']}x{row['width']}", row["dtype"], row["layout"]]
-    parts += ["" if row["bias"] else "no bias", row["activation"], "" if row["view"] == "contiguous" else row["view"]]
-    parts += [f"{k}={v}" for k, v in (row["tunables"] or {}).items()]
-    return " ".join(p for p in parts if p) + (f" (for {row['scaled_from']})" if row["scaled_from"] else "")
+    """The case of a row, the tunables that are not the defaults, and what a scaled-down shape stands for."""
+    scaled = f"(for {row['scaled_from']})" if row["scaled_from"] else ""
+    return " ".join(p for p in (tables.configuration(row), tables.knobs(row), scaled) if p)
 
 
 @click.command()

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from .. import tables
 from ..results import STATUSES, Row
 
 COLOURS = {"ok": "green", "wrong": "red", "unsupported": "bright_black"}  # all others: yellow
@@ -51,7 +52,9 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return tables.number(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return printable(str(value))
 
 
