@@ -280,8 +280,8 @@ def test_resume_alone_means_the_latest_run(runner: FakeRunner, tmp_path: Path) -
     assert "no such run" in missing.stderr
     cc1d("run", "quick", "--backend", "cpu", "--out", tmp_path)
     cc1d("run", "quick", "--backend", "cpu", "--out", tmp_path, "--resume")
-    assert runner.asked["resume"] == tmp_path / "quick" / "latest"
-    cc1d("run", "quick", "--backend", "cpu", "--out", tmp_path, "--resume", tmp_path / "quick" / "r1")
+    assert runner.asked["resume"] == tmp_path / "quick" / "r1"
+    cc1d("run", "quick", "--backend", "cpu", "--out", tmp_path, "--resume", tmp_path / "quick" / "latest")
     assert runner.asked["resume"] == tmp_path / "quick" / "r1"
 
 

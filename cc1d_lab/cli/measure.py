@@ -196,7 +196,8 @@ def _measure(loaded: experiment.Experiment, backend: str | None, out: Path, resu
     before = (out / loaded.name / _LATEST if resume == _LATEST else Path(resume)) if resume else None
     if before and not before.is_dir():
         raise ConfigError(f"--resume {before}: no such run; leave --resume out to start a new one")
-    return runner.run_experiment(loaded, backend=backend, out=out, resume=before)
+    # Resolved: `latest` is a link that the runner moves.
+    return runner.run_experiment(loaded, backend=backend, out=out, resume=before.resolve() if before else None)
 
 
 @click.command()
