@@ -15,7 +15,7 @@ _HOME = {
     "Cell": "cell",
     "VARIANTS": "variants",
     "Variant": "variants",
-    "evaluate": "cell",
+    "evaluate": "evaluation",
     "load_experiment": "experiment",
     "load_rows": "results",
     "open_run": "runner",

@@ -171,7 +171,16 @@ def _amd_arch() -> str:
 def _amd_flags(arch: str) -> list[str]:
     common = ["-std=c++17", "-O3", f"--offload-arch={arch}", *_amd_wave(arch)]
     if is_device_only(_amd_compiler()):
-        return [*common, "--cuda-device-only", "-nogpuinc", "-nogpulib", "-mcode-object-version=5", "-x", "hip"]
+        return [
+            *common,
+            "--cuda-device-only",
+            "--no-gpu-bundle-output",
+            "-nogpuinc",
+            "-nogpulib",
+            "-mcode-object-version=5",
+            "-x",
+            "hip",
+        ]
     return [*common, "-fPIC", "-shared", "-fvisibility=hidden", "-x", "hip"]
 
 

@@ -64,6 +64,14 @@ def find_experiment(experiment: str | Path) -> str | Path:
     return next((candidate for candidate in below if candidate.is_file()), experiment)
 
 
+def backend_here() -> str:
+    """The first backend that can run on this machine: amd, nvidia, or else cpu."""
+    from . import backends
+
+    usable = [name for name in ("amd", "nvidia") if not backends.why_not_run(backends.get(name))]
+    return usable[0] if usable else "cpu"
+
+
 def _measure(experiment: str | Path, backend: str | None) -> pd.DataFrame:
     from .experiment import load
     from .runner import run_experiment
@@ -105,6 +113,44 @@ def table(frame: pd.DataFrame, caption: str = "") -> HTML:
 
 def _cell(value: Any) -> str:
     return tables.number(value) if value is None or isinstance(value, float) else str(value)
+
+
+def row(rows: pd.DataFrame) -> HTML:
+    """One row, column by column, with what each column means; columns that were not measured are left out."""
+    import pandas as pd
+
+    from .results import COLUMNS
+
+    values = rows.iloc[0]
+    seen = [name for name in COLUMNS if isinstance(values[name], (list, dict)) or tables.known(values[name])]
+    records = [(name, _cell(values[name])[:80], COLUMNS[name]) for name in seen]
+    return table(pd.DataFrame(records, columns=["column", "value", "meaning"]))
+
+
+def variants() -> pd.DataFrame:
+    """The registry as a table: what can be compared, and what each takes."""
+    import pandas as pd
+
+    from .variants import VARIANTS
+
+    records = [
+        (v.name, v.kind, v.summary, ", ".join(v.dtypes), ", ".join(v.layouts), f"{v.widths[0]} to {v.widths[1]}")
+        for v in VARIANTS.values()
+        if v.kind != "helper"
+    ]
+    return pd.DataFrame(records, columns=["variant", "kind", "idea", "dtypes", "layouts", "widths"])
+
+
+def plan(experiment: str | Path = "quick", backend: str | None = None) -> pd.DataFrame:
+    """What an experiment would measure here: number of cells by variant and dtype. Nothing is measured."""
+    import pandas as pd
+
+    from .experiment import load
+
+    cells = load(find_experiment(experiment)).cells(backend)
+    frame = pd.DataFrame([(c.variant, c.backend, c.case.dtype) for c in cells], columns=["variant", "backend", "dtype"])
+    counts = frame.groupby(["variant", "backend", "dtype"], sort=False).size()
+    return counts.unstack(fill_value=0).reset_index()
 
 
 def source(variant: str) -> Any:

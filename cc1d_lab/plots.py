@@ -204,6 +204,7 @@ def _nothing(title: str, df: pd.DataFrame, why: str) -> Figure:
 
 
 def _without_helpers(df: pd.DataFrame) -> pd.DataFrame:
+    df = tables.placed(df)
     return df[~df["variant"].isin([name for name, v in VARIANTS.items() if v.kind == "helper"])]
 
 
@@ -607,6 +608,7 @@ def _matrix(axes: Axes, cells: list[list[str]], labels: list[str], names: list[s
         xticklabels=names,
         yticklabels=labels,
     )
+    axes.grid(visible=False)
     axes.tick_params(axis="x", labeltop=True, labelbottom=False, rotation=30)
     axes.tick_params(axis="y", rotation=0)
     for label in axes.get_xticklabels():
@@ -644,7 +646,7 @@ _STAGE_LOOK = (
 def stages(df: pd.DataFrame, limit: int = 16) -> Figure:
     """Share of each device stage in the sum of the stages, a bar per ok row with several; the largest `limit` cases.
 
-    The number at the end of a bar is the sum of the stages' medians in microseconds. It may exceed the time of the
+    The number at the end of a bar is the sum of the stages' medians. It may exceed the time of the
     whole pipeline, in which one stage finds warm what the one before it wrote.
     """
     title = "Where the time goes: device stages"
@@ -674,13 +676,17 @@ def _stage_bars(axes: Axes, rows: list[Any], names: list[str], several: bool) ->
             colour, hatch = _STAGE_LOOK[index % len(_STAGE_LOOK)]
             axes.barh(place, share, left=left, height=0.7, color=colour, hatch=hatch, edgecolor="white", linewidth=0.6)
             left += share
-        axes.text(101, place, f"{number(total)} µs", va="center", fontsize=9)
+        axes.text(101, place, _duration(total), va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [_clean(_case_label(row, several), 70) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(0, 114)
+    axes.set_xlim(0, 116)
     axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel("share of the sum of the stages (%), and that sum (µs)")
+    axes.set_xlabel("share of the sum of the stages (%), and that sum")
     axes.grid(visible=False, axis="y")
+
+
+def _duration(time_us: float) -> str:
+    return f"{tables.number(time_us)} µs" if time_us < 1e4 else f"{tables.number(time_us / 1e3)} ms"
 
 
 def _stage_handles(names: list[str]) -> list[Patch]:

@@ -15,7 +15,7 @@ from typing import Any
 from . import backends, build, results, variants
 from .cell import Cell
 from .errors import StoreError
-from .evaluate import failed_row, needed_builds
+from .evaluation import failed_row, needed_builds
 from .experiment import Experiment
 from .progress import Progress
 from .provenance import fingerprint

@@ -34,7 +34,7 @@ class Worker:
 
     def __init__(self, logs: Path | None = None, time_limit_s: float | None = None) -> None:
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["cc1d_lab.evaluate"])
+        self._context.set_forkserver_preload(["cc1d_lab.evaluation"])
         self._logs = logs or Path(tempfile.mkdtemp(prefix="cc1d-logs-"))
         self._limit = time_limit_s or float(os.environ.get("CC1D_TIME_LIMIT") or TIME_LIMIT_S)
         self._process: ForkServerProcess | None = None
@@ -89,7 +89,7 @@ class Worker:
                 return
 
     def _blame(self, cell: Cell, outcome: dict[str, str]) -> Row:
-        from .evaluate import base_row
+        from .evaluation import base_row
 
         return base_row(cell, log=f"{self._logs.name}/{self._log.name}", **outcome)
 
@@ -139,7 +139,7 @@ class Worker:
 def _serve(pipe: Connection, log: str) -> None:
     """The child: evaluate what comes through the pipe. What kernels print goes to the log."""
     _settle_down(log)
-    from .evaluate import evaluate_each
+    from .evaluation import evaluate_each
 
     def say(kind: str, value: Any) -> None:
         pipe.send_bytes(json.dumps([kind, value]).encode())

@@ -23,7 +23,7 @@ constexpr int kSteps = kTileSeqlen / kDown;         // steps of a thread
 static_assert(kSteps * kDown == kTileSeqlen, "the threads of a block must divide the tile");
 
 __device__ inline vec_t load_vector(const elem_t* x, index_t stride, index_t n, bool vectors) {
-    if (vectors && n >= kVec) return *reinterpret_cast<const vec_t*>(x);
+    if (vectors && n >= kVec) return load_vec(x);
     vec_t v;
     for (int i = 0; i < kVec; ++i) v.v[i] = i < n ? x[i * stride] : from_float<elem_t>(0);
     return v;
@@ -31,14 +31,16 @@ __device__ inline vec_t load_vector(const elem_t* x, index_t stride, index_t n, 
 
 __device__ inline void store_vector(elem_t* out, const vec_t& v, index_t stride, index_t n, bool vectors) {
     if (vectors && n >= kVec) {
-        *reinterpret_cast<vec_t*>(out) = v;
+        store_vec(out, v);
     } else {
-        for (int i = 0; i < kVec && i < n; ++i) out[i * stride] = v.v[i];
+        for (int i = 0; i < kVec; ++i)
+            if (i < n) out[i * stride] = v.v[i];
     }
 }
 
 extern "C" __global__ __launch_bounds__(kBlock) void fwd_channel_last(const Params p) {
     __shared__ vec_t tile[kHalo + kTileSeqlen][kAcross];
+    __shared__ acc_t weights[kWidth][kTileDim];
 
     const index_t dim_tiles = ceil_div(p.dim, kTileDim), seq_tiles = ceil_div(p.seqlen, kTileSeqlen);
     const index_t plane = blockIdx.x / dim_tiles;
@@ -59,15 +61,20 @@ extern "C" __global__ __launch_bounds__(kBlock) void fwd_channel_last(const Para
         tile[row][across] = load_vector(x + (inside ? t : 0) * p.x_seq_stride, p.x_dim_stride, inside ? channels : 0, x_vectors);
     }
 
-    acc_t weight[kWidth][kVec], bias[kVec];
-    for (int i = 0; i < kVec; ++i) {
-        const index_t d = dim + i;
-        const bool inside = i < channels;
-        for (int w = 0; w < kWidth; ++w)
-            weight[w][i] = inside ? to_float(static_cast<const weight_t*>(p.weight)[d * p.weight_dim_stride + w * p.weight_width_stride]) : acc_t(0);
-        bias[i] = inside && p.bias ? to_float(static_cast<const weight_t*>(p.bias)[d]) : acc_t(0);
+    const index_t dim0 = dim - across * kVec;
+    for (int i = threadIdx.x; i < kTileDim * kWidth; i += kBlock) {
+        const index_t d = dim0 + i / kWidth;
+        const int w = i % kWidth;
+        const weight_t* weight = static_cast<const weight_t*>(p.weight);
+        weights[w][i / kWidth] = d < p.dim ? to_float(weight[d * p.weight_dim_stride + w * p.weight_width_stride]) : acc_t(0);
     }
     __syncthreads();
+
+    acc_t weight[kWidth][kVec], bias[kVec];
+    for (int i = 0; i < kVec; ++i) {
+        for (int w = 0; w < kWidth; ++w) weight[w][i] = weights[w][across * kVec + i];
+        bias[i] = p.bias && i < channels ? to_float(static_cast<const weight_t*>(p.bias)[dim + i]) : acc_t(0);
+    }
 
     vec_t window[kWidth];  // the last `width` steps, oldest first
     for (int w = 0; w < kHalo; ++w) window[w + 1] = tile[down * kSteps + w][across];

@@ -21,7 +21,7 @@ constexpr int kHaloPad = ceil_div(kHalo, kVec) * kVec;  // keeps the chunk itsel
 __device__ inline void block_load(elem_t* tile, const elem_t* x, index_t stride, index_t n, bool vectors) {
     for (int i = threadIdx.x * kVec; i < kChunk; i += kBlock * kVec) {
         if (vectors && i + kVec <= n) {
-            *reinterpret_cast<vec_t*>(tile + i) = *reinterpret_cast<const vec_t*>(x + i);
+            store_vec(tile + i, load_vec(x + i));
         } else {
             for (int j = i; j < i + kVec; ++j) tile[j] = j < n ? x[j * stride] : from_float<elem_t>(0);
         }
@@ -31,9 +31,10 @@ __device__ inline void block_load(elem_t* tile, const elem_t* x, index_t stride,
 __device__ inline void block_store(elem_t* out, const elem_t* tile, index_t stride, index_t n, bool vectors) {
     for (int i = threadIdx.x * kVec; i < kChunk && i < n; i += kBlock * kVec) {
         if (vectors && i + kVec <= n) {
-            *reinterpret_cast<vec_t*>(out + i) = *reinterpret_cast<const vec_t*>(tile + i);
+            store_vec(out + i, load_vec(tile + i));
         } else {
-            for (int j = i; j < i + kVec && j < n; ++j) out[j * stride] = tile[j];
+            for (int j = i; j < i + kVec; ++j)
+                if (j < n) out[j * stride] = tile[j];
         }
     }
 }

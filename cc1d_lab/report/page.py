@@ -270,7 +270,7 @@ def _caveats(rows: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _provenance(info: Info) -> dict[str, Any]:
-    sections = ("git", "devices", "compilers", "packages", "policy")
+    sections = ("git", "devices", "platform", "compilers", "packages", "policy")
     return {
         "settings": _environment(info),
         "facts": [(name, found) for name in sections if (found := pairs(info.get(name), ""))],

@@ -32,6 +32,23 @@ struct alignas(sizeof(T) * N) Vec {
     T v[N];
 };
 
+// A vector to and from memory in one access of 16 bytes. Through a type that is one register quad, since compilers
+// take a struct of elements apart again.
+template <typename T>
+__device__ inline Vec<T, 16 / sizeof(T)> load_vec(const T* p) {
+    const raw16_t raw = *reinterpret_cast<const raw16_t*>(p);
+    Vec<T, 16 / sizeof(T)> v;
+    __builtin_memcpy(&v, &raw, 16);
+    return v;
+}
+
+template <typename T>
+__device__ inline void store_vec(T* p, const Vec<T, 16 / sizeof(T)>& v) {
+    raw16_t raw;
+    __builtin_memcpy(&raw, &v, 16);
+    *reinterpret_cast<raw16_t*>(p) = raw;
+}
+
 // Whether rows that begin at `p` and lie `stride` elements apart can be read a vector at a time.
 template <typename T>
 __host__ __device__ inline bool is_vector_aligned(const T* p, int64_t stride) {

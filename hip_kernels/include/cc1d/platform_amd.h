@@ -52,6 +52,8 @@ __device__ inline float expf(float v) { return __builtin_expf(v); }
 using float16 = _Float16;
 using bfloat16 = __bf16;
 
+typedef uint32_t raw16_t __attribute__((ext_vector_type(4), may_alias));
+
 constexpr int kWarp = CC1D_WARP;  // 64 on gfx9, 32 on gfx10 and later
 
 #if CC1D_HAS_HIP_RUNTIME

@@ -43,6 +43,8 @@ struct bfloat16 {
     uint16_t bits;
 };
 
+typedef uint32_t raw16_t __attribute__((vector_size(16), may_alias));
+
 constexpr int kWarp = CC1D_WARP;
 using stream_t = void*;
 

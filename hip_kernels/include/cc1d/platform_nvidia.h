@@ -10,6 +10,8 @@ using float16 = __half;
 using bfloat16 = __nv_bfloat16;
 using stream_t = cudaStream_t;
 
+using raw16_t = uint4;
+
 constexpr int kWarp = CC1D_WARP;
 static_assert(kWarp == 32, "NVIDIA warps have 32 lanes");
 
