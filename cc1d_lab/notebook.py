@@ -119,11 +119,13 @@ def row(rows: pd.DataFrame) -> HTML:
     """One row, column by column, with what each column means; columns that were not measured are left out."""
     import pandas as pd
 
+    from .case import CASE_FIELDS
     from .results import COLUMNS
 
     values = rows.iloc[0]
-    seen = [name for name in COLUMNS if isinstance(values[name], (list, dict)) or tables.known(values[name])]
-    records = [(name, _cell(values[name])[:80], COLUMNS[name]) for name in seen]
+    seen = [name for name in COLUMNS if name not in CASE_FIELDS and tables.text(values[name])]
+    records = [("(case)", tables.configuration(values), "batch x dim x seqlen x width and the rest of the problem")]
+    records += [(name, _cell(values[name])[:80], COLUMNS[name]) for name in seen]
     return table(pd.DataFrame(records, columns=["column", "value", "meaning"]))
 
 
@@ -155,14 +157,14 @@ def plan(experiment: str | Path = "quick", backend: str | None = None) -> pd.Dat
 
 def source(variant: str) -> Any:
     """The text of a variant's kernel, with HIP's colours where the notebook can show them."""
-    from IPython.display import Code
+    from IPython.display import Markdown
 
     from .variants import get
 
     entry = get(variant)
     if entry.source is None:
         raise ConfigError(f"variant: {variant!r} is a baseline of torch and has no kernel of ours")
-    return Code(filename=str(paths.kernels_dir() / entry.source), language="cpp")
+    return Markdown(f"~~~~cpp\n{(paths.kernels_dir() / entry.source).read_text()}\n~~~~")
 
 
 def completed() -> None:

@@ -566,7 +566,7 @@ def status_matrix(df: pd.DataFrame, limit: int = 60) -> Figure:
     several = len(tables.devices(df)) > 1
     cells = [[_worst_status(part[part["variant"] == name]) for name in names] for _, part in shown]
     labels = [_clean(_case_label(part.iloc[0], several), 78) for _, part in shown]
-    sheet = _sheet(title, df, 1, (3.9 + 0.07 * max(map(len, labels)) + 0.55 * len(names), 0.9 + 0.21 * len(shown)))
+    sheet = _sheet(title, df, 1, (3.9 + 0.07 * max(map(len, labels)) + 0.55 * len(names), 1.3 + 0.21 * len(shown)))
     _matrix(sheet.panels[0], cells, labels, [_clean(name, 26) for name in names])
     sheet.notes += ["blank: not part of the run"]
     if len(cases) > limit:

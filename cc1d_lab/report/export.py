@@ -25,6 +25,7 @@ def export(notebook: Path, target: Path) -> Path:
     content = nbformat.read(notebook, as_version=4)
     for cell in content.cells:
         _plain_errors(cell)
+        _plain_sizes(cell)
     text, _ = _exporter().from_notebook_node(content)
     return write(target, text)
 
@@ -36,6 +37,15 @@ def _plain_errors(cell: Any) -> None:
             output.traceback = [_ANSI.sub("", line) for line in output.traceback]
         elif output.output_type == "stream":
             output.text = _ANSI.sub("", output.text)
+
+
+def _plain_sizes(cell: Any) -> None:
+    """Keep only numbers as sizes of pictures: the base template writes them into a tag without quotes."""
+    for output in cell.get("outputs", []):
+        for looks in output.get("metadata", {}).values():
+            for name in ("width", "height"):
+                if isinstance(looks, dict) and not isinstance(looks.get(name), int):
+                    looks.pop(name, None)
 
 
 def _exporter() -> Any:
