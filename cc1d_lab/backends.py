@@ -37,8 +37,9 @@ class Backend:
         return self.find_compiler()
 
     def version(self) -> str:
-        """What the compiler says of itself."""
-        return compiler_version(self.compiler())
+        """What the compiler says of its version, one line."""
+        lines = compiler_version(self.compiler()).splitlines()
+        return next((line for line in lines if "release" in line), lines[0])  # nvcc begins with its name alone
 
     def can_build(self) -> str:
         """Why this backend cannot build here, or ''."""
@@ -51,12 +52,12 @@ class Backend:
 
 @functools.cache
 def compiler_version(path: str) -> str:
-    """Output of `path --version`, one line."""
+    """Output of `path --version`."""
     try:
         done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as e:
         raise ToolchainError(f"compiler {path}: cannot be run: {e}") from e
-    return " ".join(done.stdout.split())
+    return done.stdout.strip()
 
 
 def _first_tool(candidates: list[str | None], remedy: str) -> str:
@@ -102,7 +103,8 @@ def _cpu_flags(arch: str) -> list[str]:
     wave, matrix = CPU_ARCHES[one_of("cpu arch", arch, CPU_ARCHES)]
     level = _cpu_features()[1]
     return [
-        *("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-DCC1D_BACKEND_CPU"),
+        *("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-fstack-clash-protection"),
+        "-DCC1D_BACKEND_CPU",
         *([f"-march={level}"] if level else []),
         *(f"-DCC1D_WARP={wave}", f"-DCC1D_MATRIX={matrix}", "-x", "c++"),
     ]

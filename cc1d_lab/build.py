@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import backends, variants
+from . import backends, code_object, variants
 from .case import Case
 from .cell import Cell
-from .errors import CacheError, CompileError, ConfigError
+from .errors import CacheError, CodeObjectError, CompileError, ConfigError
 from .paths import kernels_dir
 from .variants import Variant
 
@@ -62,7 +62,7 @@ def build(variant: Variant, case: Case, tunables: Mapping[str, int], backend: st
     source = kernels_dir() / variant.source
     defines = _defines(case, variants.resolve_tunables(variant, tunables))
     flags = [*target.flags(arch or target.default_arch()), *defines, f"-I{source.parent / 'include'}"]
-    extra = [str(_emulation_runtime().library)] if backend == "cpu" else []
+    extra = [str(emulation_runtime().library)] if backend == "cpu" else []
     return _cached(variant.name, target.compiler(), flags, source, extra)
 
 
@@ -111,7 +111,8 @@ def _defines(case: Case, tunables: Mapping[str, int]) -> list[str]:
 
 
 @functools.cache
-def _emulation_runtime() -> Built:
+def emulation_runtime() -> Built:
+    """The emulation itself, which every kernel of the cpu backend is linked with."""
     source = kernels_dir() / "emulation" / "runtime.cpp"
     flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-pthread", f"-I{kernels_dir() / 'include'}"]
     return _cached("emulation", backends.get("cpu").compiler(), flags, source, [])
@@ -199,7 +200,7 @@ def _compile(entry: Path, digest: str, command: list[str]) -> Built:
         manifest: dict[str, Any] = {
             "sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
             "seconds": seconds,
-            "resources": _resources(output),
+            "resources": _resources(output, library),
         }
         source = next(a for a in command if a.endswith((".hip", ".cpp")))
         shutil.copy(source, work)
@@ -246,8 +247,10 @@ def _compile_error(entry: Path, command: list[str], output: str, code: int) -> C
     return CompileError(reason[:500], " ".join(command)[:2000], str(log))
 
 
-def _resources(output: str) -> dict[str, int]:
-    """Registers, spills and shared memory from what `ptxas -v` prints; the largest of the kernels of a file."""
+def _resources(output: str, library: Path) -> dict[str, int]:
+    """What the AMD code object in `library` states, else what `ptxas -v` printed; the largest of a file's kernels."""
+    with contextlib.suppress(CodeObjectError):
+        return code_object.resources(library)
     patterns = {
         "vgprs": r"Used (\d+) registers",
         "spills": r"(\d+) bytes spill stores",
@@ -292,7 +295,7 @@ def clean(failed_only: bool = False) -> int:
         _discard(entry)
     for rest in [] if failed_only else cache_dir().glob(".new-*"):
         shutil.rmtree(rest, ignore_errors=True)
-    _emulation_runtime.cache_clear()
+    emulation_runtime.cache_clear()
     return before - cache_size()
 
 

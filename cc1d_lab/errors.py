@@ -57,6 +57,12 @@ class CompileError(Cc1dError, RuntimeError):
         super().__init__("\n".join(p for p in (reason, command and f"command: {command}", log and f"log: {log}") if p))
 
 
+class CodeObjectError(Cc1dError, ValueError):
+    """A compiled file holds no code object that can be read."""
+
+    exit_code = 3
+
+
 class CacheError(Cc1dError, RuntimeError):
     """The build cache is not private, or not writable."""
 

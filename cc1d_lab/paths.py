@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from .errors import ToolchainError
@@ -16,8 +17,8 @@ def checkout() -> Path | None:
 
 
 def kernels_dir() -> Path:
-    """Folder of the `.hip` files; its `include` holds the headers."""
-    return _find("hip_kernels")
+    """Folder of the `.hip` files; its `include` holds the headers. CC1D_KERNELS names another, to try changes in."""
+    return Path(os.environ.get("CC1D_KERNELS") or _find("hip_kernels"))
 
 
 def notebooks_dir() -> Path:

@@ -15,7 +15,7 @@ from .paths import checkout
 HONOURED = (
     *("CXX", "MAX_JOBS", "HIP_PATH", "ROCM_PATH", "GPU_ARCH", "PYTORCH_ROCM_ARCH", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST"),
     *("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "XDG_CACHE_HOME", "NO_COLOR", "CI"),
-    *("CC1D_CACHE", "CC1D_TIME_LIMIT"),
+    *("CC1D_CACHE", "CC1D_KERNELS", "CC1D_TIME_LIMIT"),
 )
 PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "seaborn", "papermill", "nbconvert", "jupyterlab", "pydantic")
 

@@ -125,6 +125,14 @@ def append(path: Path, row: Row) -> None:
         raise StoreError(f"{path}: cannot append a row: {e}") from e
 
 
+def cut_torn_line(path: Path) -> None:
+    """Remove what a killed writer left of its last line, so that the next row begins on a line of its own."""
+    text = path.read_bytes()
+    whole = text.rfind(b"\n") + 1
+    if whole < len(text):
+        os.truncate(path, whole)
+
+
 def read(path: Path) -> list[Row]:
     """All whole rows of a file. A torn last line, left by a killed writer, is skipped."""
     try:

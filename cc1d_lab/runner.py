@@ -54,7 +54,7 @@ def _rows(cells: list[Cell], policy: Policy | None, show: bool, logs: Path | Non
         if cell.cell_id in broken:
             yield failed_row(cell, broken[cell.cell_id])
     groups = _groups([c for c in cells if c.cell_id not in broken])
-    with Progress(sum(map(len, groups)) if show else 0, "measure") as progress, Worker(logs) as worker:
+    with Worker(logs) as worker, Progress(sum(map(len, groups)) if show else 0, "measure") as progress:
         for group in groups:
             for row in worker.evaluate(group, policy):
                 progress.step(note=f"{row['variant']} {row['status']}")
@@ -104,10 +104,10 @@ def run_experiment(
 
     Every row is on disk before the next cell begins. `resume` is the directory of a run that was cut short: its rows
     stay, the rest is measured. `out/<experiment>/latest` points at the newest run.
-    Raises StoreError when the directory cannot be written or read.
+    Raises StoreError when the directory cannot be written or read, or is of another experiment.
     """
     cells = experiment.cells(backend)
-    run = resume or _new_run(out / experiment.name)
+    run = _continued(resume, experiment) if resume else _new_run(out / experiment.name)
     rows_path = run / "rows.jsonl"
     done = {row["cell_id"] for row in results.read(rows_path)} if rows_path.exists() else set()
     _point_latest(run)
@@ -136,6 +136,17 @@ def open_run(path: str | Path, out: Path = Path("reports")) -> Path:
     raise StoreError(
         f"run {str(path)!r}: no run.json in it, nor below {out}; make one with `cc1d run experiments/quick.yaml`"
     )
+
+
+def _continued(run: Path, experiment: Experiment) -> Path:
+    """An earlier run, ready for more rows."""
+    run = run.resolve()  # not the link `latest`, which is about to be moved
+    name = json.loads((run / "run.json").read_text())["experiment"] if (run / "run.json").is_file() else None
+    if name != experiment.name:
+        raise StoreError(f"resume {run}: it is a run of {name!r}, not of {experiment.name!r}; name another run")
+    if (run / "rows.jsonl").exists():
+        results.cut_torn_line(run / "rows.jsonl")
+    return run
 
 
 def _new_run(parent: Path) -> Path:

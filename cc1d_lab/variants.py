@@ -40,6 +40,7 @@ class Variant:
     dtypes: tuple[str, ...] = DTYPES
     layouts: tuple[str, ...] = LAYOUTS
     widths: tuple[int, int] = (1, 8)
+    mixed_weight: bool = True  # whether weight may have another dtype than x
     stages: tuple[str, ...] = ("conv",)
     tunables: Mapping[str, Tunable] = field(default_factory=dict)
     executed_flops: Callable[[Case], int] | None = None
@@ -88,6 +89,7 @@ _ENTRIES = (
         "im2col, depthwise weight expanded to dense, 16x16x16 matrix-core GEMM, bias and activation",
         dtypes=HALF,
         widths=(1, 8),
+        mixed_weight=False,
         stages=("im2col", "expand_weight", "gemm", "bias"),
         tunables={"block": Tunable(256, (64, 128, 256))},
         executed_flops=_dense_gemm_flops,
@@ -139,6 +141,10 @@ def why_not(variant: Variant, case: Case, backend: str) -> str:
         (
             variant.widths[0] <= case.width <= variant.widths[1],
             f"width {case.width}: {variant.name} takes {variant.widths[0]} to {variant.widths[1]}",
+        ),
+        (
+            variant.mixed_weight or case.weight_dtype == case.dtype,
+            f"weight {case.weight_dtype} with x {case.dtype}: {variant.name} takes both in one dtype",
         ),
     )
     for fine, reason in checks:

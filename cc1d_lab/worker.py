@@ -42,6 +42,7 @@ class Worker:
         self._number = 0
 
     def __enter__(self) -> Worker:
+        list(self._conversation([], None))  # until it answers, so that its start is in nobody's time
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "devices that may be used: all",
     "XDG_CACHE_HOME": "parent of the build cache: ~/.cache",
     "CC1D_CACHE": "the build cache itself: cc1d_lab below XDG_CACHE_HOME",
+    "CC1D_KERNELS": "folder of the .hip files: the one that comes with the package",
     "CC1D_TIME_LIMIT": "seconds that a step (check, time) of a cell may take: 120",
     "NO_COLOR": "no colours: colours on a terminal",
     "CI": "runs in continuous integration: no",

@@ -1,0 +1,130 @@
+"""Planted bugs: changes of a shipped source that the checks must find, and changes that they must let pass."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from cc1d_lab import paths
+from cc1d_lab.case import Case
+
+_SHARED = {"dtype": "bfloat16", "seqlen": 1134, "dim": 5}
+_LAST = {"layout": "channel_last", "dtype": "bfloat16", "seqlen": 129, "dim": 70}
+_SMALL = {"batch": 1, "dim": 8, "seqlen": 63}  # what it writes too much stays in the guard behind the output
+_GEMM = {"dtype": "float16", "seqlen": 37, "dim": 20}
+
+
+@dataclass(frozen=True)
+class Planted:
+    """`old` becomes `new` in `file` (the `nth` of its places); `case` is what shows it."""
+
+    name: str
+    variant: str
+    old: str
+    new: str
+    case: Case
+    file: str = ""
+    nth: int = 0
+
+
+def _bug(name: str, variant: str, old: str, new: str, nth: int = 0, file: str = "", **case: object) -> Planted:
+    defaults = {"fwd_shared_memory": _SHARED, "fwd_channel_last": _LAST, "fwd_im2col_wmma": _GEMM}.get(variant, {})
+    values = {"batch": 2, "dim": 6, "seqlen": 131, **defaults, **case}
+    return Planted(name, variant, old, new, Case(**values), file or f"{variant}.hip", nth)
+
+
+BUGS = (
+    _bug("halo one step early", "fwd_naive", "t - (kWidth - 1) + w", "t - kWidth + w"),
+    _bug("taps reversed", "fwd_naive", "weight[w *", "weight[(kWidth - 1 - w) *"),
+    _bug("one step of the future", "fwd_naive", "from >= 0", "from >= 0 && from + 1 < p.seqlen", seqlen=8),
+    _bug("bias ignored", "fwd_naive", "p.bias ? to_float", "false ? to_float"),
+    _bug("bias 0.1 % off", "fwd_naive", "acc_t sum = p.bias ?", "acc_t sum = p.bias ? acc_t(1.001) *", dtype="float32"),
+    _bug(
+        "sum in the storage type",
+        "fwd_naive",
+        "if (from >= 0) sum +=",
+        "if (from >= 0) sum = to_float(from_float<elem_t>(sum)) +",
+        dtype="bfloat16",
+        activation="none",
+    ),
+    _bug(
+        "truncated on store",
+        "fwd_naive",
+        "(u + 0x7fffu + ((u >> 16) & 1u)) >> 16",
+        "u >> 16",
+        file="include/cc1d/math.h",
+        dtype="bfloat16",
+    ),
+    _bug("channel stride taken for seqlen", "fwd_naive", "dim * p.x_dim_stride", "dim * p.seqlen", view="misaligned"),
+    _bug(
+        "batch stride taken for dim * seqlen",
+        "fwd_naive",
+        "batch * p.out_batch_stride",
+        "batch * p.dim * p.seqlen",
+        view="channel_slice",
+    ),
+    _bug(
+        "writes its input",
+        "fwd_naive",
+        "out[t * p.out_seq_stride] =",
+        "const_cast<elem_t*>(x)[t * p.x_seq_stride] = out[t * p.out_seq_stride] =",
+    ),
+    _bug("one element 2 % off", "fwd_naive", "activate(sum))", "activate(t == 77 && dim == 3 ? sum * 1.02f : sum))"),
+    _bug("activation forgotten", "fwd_naive", "activate(sum)", "sum"),
+    _bug("first step by multiplication with 0", "fwd_naive", "if (from >= 0) sum +=", "sum += (from >= 0) *", seqlen=4),
+    _bug(
+        "last chunk not launched",
+        "fwd_naive",
+        "p.batch * p.dim * ceil_div(p.seqlen, kBlock)",
+        "p.batch * p.dim * (p.seqlen / kBlock)",
+        seqlen=300,
+    ),
+    _bug("barrier after the load missing", "fwd_shared_memory", "__syncthreads();", ""),
+    _bug("barrier before the store missing", "fwd_shared_memory", "__syncthreads();", "", nth=1),
+    _bug("halo dropped between chunks", "fwd_shared_memory", "t >= 0 ?", "t >= t0 ?"),
+    _bug(
+        "halo from the wrong place", "fwd_shared_memory", "tile + kHaloPad - kHalo +", "tile + kHaloPad - kHalo + 1 +"
+    ),
+    _bug("tail stored past the row", "fwd_shared_memory", "if (j < n) out[j * stride]", "out[j * stride]"),
+    _bug("bias after the activation", "fwd_shared_memory", "activate(sum))", "activate(sum - bias) + bias)"),
+    _bug("barrier after the load missing", "fwd_channel_last", "__syncthreads();", ""),
+    _bug("steps past the end stored", "fwd_channel_last", "if (t < p.seqlen) store_vector", "store_vector", **_SMALL),
+    _bug("channels past the end stored", "fwd_channel_last", "if (i < n) out", "out", view="channel_slice"),
+    _bug("halo not zeroed", "fwd_channel_last", "inside ? channels : 0", "channels"),
+    _bug("halo of the next tile", "fwd_channel_last", "t0 - kHalo + row", "t0 - kHalo + 1 + row"),
+    _bug("weight off the diagonal", "fwd_im2col_wmma", "in_dim == out_dim", "in_dim + 1 == out_dim"),
+    _bug("padding not zeroed", "fwd_im2col_wmma", "dim < p.dim && t >= 0", "dim < p.dim"),
+    _bug("accumulator not zeroed", "fwd_im2col_wmma", "c.fill(0.0f)", "c.fill(0.001f)"),
+    _bug("last 16 terms left out", "fwd_im2col_wmma", "k < s.depth;", "k < s.depth - kTile;"),
+    _bug(
+        "A loaded by columns",
+        "fwd_im2col_wmma",
+        "tile[(lane % 16) * ld + LaneMap::k(lane, i)]",
+        "tile[LaneMap::k(lane, i) * ld + lane % 16]",
+        file="include/cc1d/matrix_core.h",
+    ),
+)
+
+CONTROLS = (
+    _bug(
+        "taps summed in reverse",
+        "fwd_naive",
+        "for (int w = 0; w < kWidth; ++w)",
+        "for (int w = kWidth - 1; w >= 0; --w)",
+    ),
+    _bug("a barrier too many", "fwd_shared_memory", "__syncthreads();", "__syncthreads(); __syncthreads();"),
+    _bug("sum in double", "fwd_naive", "acc_t sum", "double sum"),
+)
+
+
+def plant(bug: Planted, folder: Path) -> Path:
+    """A copy of the kernels with the bug in it. The place must exist, so that no bug is lost when a source changes."""
+    kernels = folder / "hip_kernels"
+    shutil.copytree(paths.PACKAGE.parent / "hip_kernels", kernels)
+    path = kernels / bug.file
+    parts = path.read_text().split(bug.old)
+    assert len(parts) > bug.nth + 1, f"{bug.name}: {bug.old!r} is no longer in {bug.file}"
+    head, tail = bug.old.join(parts[: bug.nth + 1]), bug.old.join(parts[bug.nth + 1 :])
+    path.write_text(head + bug.new + tail)
+    return kernels

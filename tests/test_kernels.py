@@ -1,0 +1,180 @@
+"""Every forward variant, executed by the emulation: awkward cases, and the laws that a causal convolution obeys."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cc1d_lab import build, kernel, reference, variants
+from cc1d_lab.case import Case
+from cc1d_lab.cell import Cell
+from cc1d_lab.evaluation import evaluate
+
+KERNELS = [v for v in variants.select("all") if v.name.startswith("fwd_")]
+AWKWARD = (1, 2, 3, 63, 64, 65, 129, 1134)
+
+
+def _suited(variant: variants.Variant, **values: object) -> list[Case]:
+    cases = [Case(**{"batch": 2, "dim": 21, "layout": layout, **values}) for layout in variant.layouts]
+    return [c for c in cases if not variants.why_not(variant, c, "cpu")]
+
+
+def _assert_ok(variant: variants.Variant, case: Case, arch: str = "") -> None:
+    row = evaluate([Cell(variant.name, "cpu", case, arch=arch)])[0]
+    assert row["status"] == "ok", f"{case.title()}: {row['reason']}"
+
+
+@pytest.mark.parametrize("view", ["contiguous", "channel_slice", "misaligned"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("variant", KERNELS, ids=lambda v: v.name)
+def test_variant_is_right_at_awkward_lengths(variant: variants.Variant, dtype: str, view: str) -> None:
+    for seqlen in AWKWARD:
+        for case in _suited(variant, dtype=dtype, view=view, seqlen=seqlen):
+            _assert_ok(variant, case)
+
+
+@pytest.mark.parametrize("arch", ["wave64", "wave32_gfx12"])
+@pytest.mark.parametrize("variant", KERNELS, ids=lambda v: v.name)
+def test_variant_is_right_at_every_wave_size(variant: variants.Variant, arch: str) -> None:
+    for case in _suited(variant, dtype="float16", seqlen=130):
+        _assert_ok(variant, case, arch)
+
+
+@pytest.mark.parametrize("variant", KERNELS, ids=lambda v: v.name)
+def test_variant_is_right_at_its_widths(variant: variants.Variant) -> None:
+    for width in (1, 2, 3, 5, 8):
+        for case in _suited(variant, dtype="bfloat16", seqlen=67, width=width):
+            _assert_ok(variant, case)
+
+
+def test_naive_takes_a_width_beyond_the_sequence() -> None:
+    _assert_ok(variants.get("fwd_naive"), Case(1, 3, 20, width=33))
+
+
+@pytest.mark.parametrize("variant", KERNELS, ids=lambda v: v.name)
+def test_weight_may_be_wider_than_x(variant: variants.Variant) -> None:
+    cases = _suited(variant, dtype="bfloat16", weight_dtype="float32", seqlen=67)
+    assert bool(cases) == variant.mixed_weight, "a variant that would round its weight says that it cannot"
+    for case in cases:
+        _assert_ok(variant, case)
+
+
+@pytest.mark.parametrize("variant", KERNELS, ids=lambda v: v.name)
+def test_every_choice_of_a_tunable_is_right(variant: variants.Variant) -> None:
+    for name, tunable in variant.tunables.items():
+        for value in tunable.choices:
+            for case in _suited(variant, dtype="float16", seqlen=150)[:1]:
+                row = evaluate([Cell(variant.name, "cpu", case, {name: value})])[0]
+                assert row["status"] == "ok", f"{name}={value}: {row['reason']}"
+
+
+# --- laws, bit for bit ---------------------------------------------------------------------------
+
+
+@functools.cache
+def _loaded(variant: str, case: Case) -> kernel.Kernel:
+    return kernel.load(build.build(variants.get(variant), case, {}, "cpu").library)
+
+
+def _config(variant: variants.Variant, **values: object) -> Case:
+    """What the kernel is compiled for; sizes are free at run time."""
+    return Case(**{"dtype": variant.dtypes[0], "layout": variant.layouts[0], "activation": "none", **values})
+
+
+def _conv(
+    variant: variants.Variant, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, **values: object
+) -> torch.Tensor:
+    config = _config(variant, **values)
+    case = replace(config, batch=x.shape[0], dim=x.shape[1], seqlen=x.shape[2])
+    held = reference.empty_view(case, "cpu", x.dtype)[0]
+    held.copy_(x)
+    out = reference.empty_view(case, "cpu", x.dtype)[0]
+    kernel.bind(_loaded(variant.name, config), held, weight, bias, out)()
+    return out
+
+
+@st.composite
+def _problems(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch, dim, seqlen = draw(st.integers(1, 3)), draw(st.integers(1, 20)), draw(st.integers(2, 140))
+    g = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    return tuple(torch.randn(*shape, generator=g) for shape in ((batch, dim, seqlen), (dim, 4), (dim,)))
+
+
+LAW = settings(max_examples=25, deadline=None)
+each_kernel = pytest.mark.parametrize("variant", KERNELS, ids=lambda v: v.name)
+
+
+def _typed(variant: variants.Variant, problem: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(t.to(reference.DTYPES[variant.dtypes[0]]) for t in problem)
+
+
+@each_kernel
+@LAW
+@given(problem=_problems(), power=st.integers(-3, 3))
+def test_scaling_by_a_power_of_two_scales_the_output(variant: variants.Variant, problem: tuple, power: int) -> None:
+    x, weight, bias = _typed(variant, problem)
+    x, weight, bias = (torch.where(t.abs() < 0.01, 0.5, t) for t in (x, weight, bias))  # keep away from subnormals
+    scaled = _conv(variant, x * 2.0**power, weight, bias * 2.0**power)
+    exact = _conv(variant, x, weight, bias) * 2.0**power
+    large = exact.abs() > 2.0**-6
+    assert torch.equal(scaled[large], exact[large])
+
+
+@each_kernel
+@LAW
+@given(problem=_problems(), shift=st.integers(1, 40))
+def test_leading_zeros_shift_the_output(variant: variants.Variant, problem: tuple, shift: int) -> None:
+    x, weight, bias = _typed(variant, problem)
+    later = torch.nn.functional.pad(x, (shift, 0))
+    assert torch.equal(_conv(variant, later, weight, bias)[:, :, shift:], _conv(variant, x, weight, bias))
+
+
+@each_kernel
+@LAW
+@given(problem=_problems(), data=st.data())
+def test_the_future_does_not_reach_the_past(variant: variants.Variant, problem: tuple, data: st.DataObject) -> None:
+    x, weight, bias = _typed(variant, problem)
+    n = data.draw(st.integers(1, x.shape[2]))
+    assert torch.equal(_conv(variant, x[:, :, :n], weight, bias), _conv(variant, x, weight, bias)[:, :, :n])
+
+
+@each_kernel
+@LAW
+@given(problem=_problems())
+def test_batch_elements_and_channels_are_independent(variant: variants.Variant, problem: tuple) -> None:
+    x, weight, bias = _typed(variant, problem)
+    together = _conv(variant, x, weight, bias)
+    alone = torch.cat([_conv(variant, x[b : b + 1], weight, bias) for b in range(x.shape[0])])
+    flipped = _conv(variant, x.flip(1), weight.flip(0).contiguous(), bias.flip(0).contiguous()).flip(1)
+    assert torch.equal(together, alone)
+    assert torch.equal(together, flipped)
+
+
+@each_kernel
+@LAW
+@given(problem=_problems())
+def test_width_two_is_width_four_with_leading_zeros(variant: variants.Variant, problem: tuple) -> None:
+    x, weight, bias = _typed(variant, problem)
+    weight[:, :2] = 0
+    assert torch.equal(_conv(variant, x, weight[:, 2:], bias, width=2), _conv(variant, x, weight, bias))
+
+
+@each_kernel
+def test_an_impulse_shows_the_taps(variant: variants.Variant) -> None:
+    x, weight, bias = _typed(variant, (torch.zeros(1, 3, 9), torch.tensor([[1.0, 2, 3, 4]] * 3), torch.zeros(3)))
+    x[:, :, 2] = 1
+    assert _conv(variant, x, weight, bias)[0, 1].tolist() == [0, 0, 4, 3, 2, 1, 0, 0, 0]
+
+
+def test_products_are_not_rounded_to_sixteen_bits() -> None:
+    """255 * 253 - 254 * 254 = -1: the operands are exact in bfloat16, the products only in fp32."""
+    x = torch.tensor([[[255.0, 254.0]]], dtype=torch.bfloat16)
+    weight = torch.tensor([[253.0, -254.0]], dtype=torch.bfloat16)
+    for variant in KERNELS:
+        config = {"dtype": "bfloat16", "width": 2}
+        assert _conv(variant, x, weight, torch.zeros(1, dtype=torch.bfloat16), **config)[0, 0, 1] == -1

@@ -1,0 +1,72 @@
+"""A kernel that crashes, hangs or lies costs its own row only. Each test spoils kernels for a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from planted import Planted, plant
+
+from cc1d_lab.case import Case
+
+SCRIPT = """
+import json, sys
+from cc1d_lab.case import Case
+from cc1d_lab.cell import Cell
+from cc1d_lab.runner import run_cells
+if __name__ == "__main__":
+    cases = [Case(1, 4, n) for n in (31, 32, 33)]
+    cells = [Cell(v, "cpu", c) for c in cases for v in ("fwd_naive", "fwd_shared_memory", "torch_conv1d")]
+    print(json.dumps(run_cells(cells, on_progress=False)))
+"""
+FAULTS = {
+    "segfault": ("*reinterpret_cast<volatile int*>(8) = 1;", "crashed", "SIGSEGV"),
+    "abort": ("__builtin_trap();", "crashed", "SIG"),
+    "hang": ("for (volatile int i = 0; i < 1;) {}", "timeout", "more than 3 s"),
+    "stack overflow": (
+        "[]() __attribute__((noinline)) { volatile char big[1 << 20]; big[0] = 1; }();",
+        "crashed",
+        "SIGSEGV",
+    ),
+    "exit": ("quick_exit(3);", "crashed", "exit code 3"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_kernel_costs_its_own_row(fault: str, tmp_path: Path) -> None:
+    code, status, words = FAULTS[fault]
+    place = "if (i >= inner) return;"
+    bug = Planted(fault, "fwd_naive", place, f"{place} if (p.seqlen == 32) {{ {code} }}", Case(), "fwd_naive.hip")
+    kernels = plant(bug, tmp_path)
+    (kernels / "fwd_naive.hip").write_text("#include <stdlib.h>\n" + (kernels / "fwd_naive.hip").read_text())
+    rows = _run_spoiled(kernels, tmp_path)
+    assert len(rows) == 9
+    spoiled = [r for r in rows if r["variant"] == "fwd_naive" and r["seqlen"] == 32]
+    assert [r["status"] for r in spoiled] == [status]
+    assert words in spoiled[0]["reason"]
+    assert spoiled[0]["time_us_p50"] is None
+    assert {r["status"] for r in rows if r not in spoiled} == {"ok"}
+
+
+def _run_spoiled(kernels: Path, folder: Path) -> list[dict]:
+    import os
+
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    environment = os.environ | {"CC1D_KERNELS": str(kernels), "CC1D_TIME_LIMIT": "3", "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_kernel_that_does_not_compile_costs_its_own_rows(tmp_path: Path) -> None:
+    bug = Planted("typo", "fwd_naive", "acc_t sum", "acc_t summ", Case(), "fwd_naive.hip")
+    rows = _run_spoiled(plant(bug, tmp_path), tmp_path)
+    assert {r["status"] for r in rows if r["variant"] == "fwd_naive"} == {"build_failed"}
+    assert {r["status"] for r in rows if r["variant"] != "fwd_naive"} == {"ok"}
+    reason = next(r["reason"] for r in rows if r["status"] == "build_failed")
+    assert "fwd_naive.hip:" in reason
+    assert "error" in reason
