@@ -21,11 +21,11 @@ from cc1d_lab.variants import VARIANTS
 
 # Lowest first. A module imports from its own floor and those below; on one floor, in no circle.
 FLOORS = (
-    ("errors", "paths", "progress"),
+    ("code_object", "errors", "paths", "progress"),
     ("case", "strict_yaml"),
-    ("results", "timing", "backends", "variants", "cell"),
+    ("results", "timing", "backends", "variants", "cell", "occupancy"),
     ("build", "reference", "tables"),
-    ("kernel", "plots", "provenance"),
+    ("kernel", "machine_code", "plots", "provenance"),
     ("evaluation",),
     ("experiment", "worker"),
     ("runner",),
