@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -248,3 +248,10 @@ def why_not_run(backend: Backend) -> str:
 def runnable() -> list[str]:
     """Names of the backends that can build and run here. `cpu` is always the last resort."""
     return [b.name for b in BACKENDS.values() if not why_not_run(b)]
+
+
+def arches(name: str, wanted: Iterable[str] = ()) -> tuple[str, ...]:
+    """What to build for: `wanted`, the default of the backend when empty; `all` stands for all that are supported."""
+    every = {"amd": AMD_ARCHES, "cpu": tuple(CPU_ARCHES)}
+    given = tuple(wanted) or (get(name).default_arch(),)
+    return every.get(name, (get(name).default_arch(),)) if "all" in given else given

@@ -60,9 +60,13 @@ def read(path: Path, arch: str = "") -> tuple[KernelCode, ...]:
 
     Raises CodeObjectError when the file holds none that can be read.
     """
-    elf = _Elf(extract(path, arch))
-    sizes = elf.function_sizes()
-    return tuple(_kernel(k, sizes) for k in elf.metadata()["amdhsa.kernels"])
+    data = extract(path, arch)
+    try:
+        elf = _Elf(data)
+        sizes = elf.function_sizes()
+        return tuple(_kernel(k, sizes) for k in elf.metadata()["amdhsa.kernels"])
+    except (struct.error, LookupError, ValueError) as e:
+        raise CodeObjectError(f"{path}: {e}") from e
 
 
 def target(path: Path, arch: str = "") -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import re
 import subprocess
 from dataclasses import replace
@@ -14,10 +15,12 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
 from cc1d_lab import backends, build, code_object, kernel, machine_code, occupancy, paths, variants
 from cc1d_lab.case import DTYPES, LAYOUTS, OPS, Case
 from cc1d_lab.cell import Cell
+from cc1d_lab.cli import main
 from cc1d_lab.machine_code import Inspection
 
 pytestmark = [
@@ -167,6 +170,58 @@ def test_note_is_read_as_llvm_reads_it() -> None:
     for field, attribute in fields.items():
         theirs = re.findall(rf"^    \.{field}: +(\S+)$", text, re.MULTILINE)
         assert theirs == [str(getattr(k, attribute)) for k in code_object.read(library)]
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def cc1d(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def test_build_for_all_archs_counts_built_and_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = ("build", "--backend", "amd", "--variant", "fwd_naive", "--dtype", "fp16", "--layout", "channel_first")
+    fine = cc1d(*one, "--arch", "all")
+    assert fine.exit_code == 0
+    assert fine.output.splitlines()[-1].startswith(f"built {len(backends.AMD_ARCHES)}, failed 0, ")
+    monkeypatch.setattr(backends, "AMD_ARCHES", ("gfx942", "gfx9999"))
+    broken = cc1d(*one, "--arch", "all")
+    assert broken.exit_code == 1
+    assert "gfx9999" in broken.output
+    assert broken.output.splitlines()[-1].startswith("built 1, failed 1, ")
+
+
+def test_inspect_prints_every_stage_and_a_bound_that_is_called_one() -> None:
+    found = cc1d("inspect", "--variant", "fwd_im2col_wmma", "--arch", "gfx942", "--listing")
+    assert found.exit_code == 0, found.output
+    for stage in variants.get("fwd_im2col_wmma").stages:
+        assert f" {stage} " in found.output
+    assert "not measurements" in found.output
+    assert "MI300X" in found.output
+    (line,) = [line for line in found.output.splitlines() if "v_mfma" in line]
+    assert line.startswith("| ")  # in the inner loop
+
+
+def test_inspect_as_json() -> None:
+    found = cc1d("inspect", "--variant", "fwd_naive", "--arch", "gfx942", "--arch", "gfx1100", "--json")
+    read = json.loads(found.output)
+    assert [k["arch"] for k in read["kernels"]] == ["gfx942", "gfx1100"]
+    assert read["kernels"][0]["instructions"]["store"] == 1
+    assert {b["product"] for b in read["bounds"]} == {"MI300X", "MI325X", "RX 7900 XTX"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--backend", "cpu"), "allowed: amd, nvidia"),
+        (("--variant", "fwd_im2col_wmma", "--dtype", "fp32"), "nothing to inspect"),
+        (("--variant", "torch_conv1d"), "nothing to inspect"),
+    ],
+)
+def test_inspect_refuses(arguments: tuple[str, ...], says: str) -> None:
+    found = cc1d("inspect", "--arch", "gfx942", *arguments)
+    assert found.exit_code == 2
+    assert says in found.output
 
 
 # --- planted faults --------------------------------------------------------------------------------------------------

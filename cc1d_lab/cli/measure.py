@@ -68,7 +68,8 @@ def _builds(
             for layout in layouts or LAYOUTS:
                 case = Case(dtype=dtype, layout=layout, width=width, activation=activation)
                 if variant.source and not variants.why_not(variant, case, backend):
-                    yield Cell(variant.name, backend, case, arch=arch)
+                    for one in backends.arches(backend, [arch]) if arch else [arch]:
+                        yield Cell(variant.name, backend, case, arch=one)
 
 
 def _outcome(cell: Cell, outcome: builder.Built | Exception) -> str:
