@@ -57,6 +57,7 @@ def evaluate_each(cells: list[Cell], policy: Policy | None, phase: Phase = lambd
             ready[cell.cell_id] = found
         else:
             yield found
+    _problem.cache_clear()
     if ready:
         phase("", "time")
         yield from _time_group(cells[0], ready, policy).values()
@@ -188,25 +189,42 @@ def without_activation(case: Case) -> Case:
 # --- whether it is right --------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Problem:
+    """What every cell of a group is held against. `theirs` are the error columns of F.conv1d."""
+
+    inputs: Inputs
+    truth: reference.Oracle
+    theirs: dict[str, Any]
+    integers: Inputs
+    integers_out: torch.Tensor
+
+
+@functools.lru_cache(maxsize=1)  # the cells of a group come one after the other
+def _problem(case: Case, device: str) -> _Problem:
+    inputs = reference.make_inputs(case, device)
+    truth = reference.oracle(case, inputs)
+    theirs = reference.errors(case, reference.torch_conv1d(case, inputs), truth)
+    columns = {f"torch_{k}": v for k, v in theirs.items() if k not in ("first_bad", "field_tolerance")}
+    plain = without_activation(case)
+    integers = reference.make_inputs(plain, device, "integers")
+    return _Problem(inputs, truth, columns, integers, reference.oracle(plain, integers).y.to(inputs.x.dtype))
+
+
 def _examine(case: Case, device: str, candidate: _Candidate) -> dict[str, Any]:
     """All checks of a cell: columns by name. Whether it is right, `_verdict` says."""
-    inputs = reference.make_inputs(case, device)
-    before = inputs.x_buffer.clone()
+    problem = _problem(case, device)
+    inputs = _copy_of(case, problem.inputs)  # the kernel gets a copy: it may be one that writes its input
     out, clean = _run(case, candidate.launcher, inputs)
-    clean = clean and _same_bits(before, inputs.x_buffer)
-    truth = reference.oracle(case, inputs)
-    findings = reference.errors(case, out, truth)
-    theirs = reference.errors(case, reference.torch_conv1d(case, inputs), truth)
-    findings |= {f"torch_{k}": v for k, v in theirs.items() if k not in ("first_bad", "field_tolerance")}
-    del truth
-    findings |= {
-        "gaps_untouched": clean,
+    return {
+        **reference.errors(case, out, problem.truth),
+        **problem.theirs,
+        "gaps_untouched": clean and _same_bits(problem.inputs.x_buffer, inputs.x_buffer),
         "repeatable": _is_repeatable(case, candidate, inputs, out),
         "causality": _is_causal(case, candidate, inputs, out),
-        "integer_probe": _is_exact(case, device, candidate),
+        "integer_probe": _is_exact(case, candidate, problem),
         "nan_stays": _nan_stays(case, candidate, inputs),
     }
-    return findings
 
 
 def _verdict(findings: Mapping[str, Any]) -> str:
@@ -266,11 +284,9 @@ def _is_causal(case: Case, candidate: _Candidate, inputs: Inputs, out: torch.Ten
     return True
 
 
-def _is_exact(case: Case, device: str, candidate: _Candidate) -> bool:
-    case = without_activation(case)
-    inputs = reference.make_inputs(case, device, "integers")
-    out, _ = _run(case, candidate.integer_launcher, inputs)
-    return bool((out.double() == reference.oracle(case, inputs).y).all())
+def _is_exact(case: Case, candidate: _Candidate, problem: _Problem) -> bool:
+    inputs = _copy_of(case, problem.integers)
+    return bool((_run(case, candidate.integer_launcher, inputs)[0] == problem.integers_out).all())
 
 
 def _nan_stays(case: Case, candidate: _Candidate, inputs: Inputs) -> bool:
