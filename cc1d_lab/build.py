@@ -31,7 +31,7 @@ from .errors import CacheError, CodeObjectError, CompileError, ConfigError
 from .paths import kernels_dir
 from .variants import Variant
 
-CTYPES = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
+CTYPES = {"float64": "double", "float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
 CACHE_LIMIT_BYTES = 2 * 2**30
 COMPILE_LIMIT_S = 300
 
@@ -105,6 +105,8 @@ def _defines(case: Case, tunables: Mapping[str, int]) -> list[str]:
         "WIDTH": case.width,
         "SILU": int(case.activation == "silu"),
         "CHANNEL_LAST": int(case.layout == "channel_last"),
+        "STATES": int(case.states),
+        "SEQ_IDX": int(case.seq_idx),
         **{name.upper(): value for name, value in tunables.items()},
     }
     return [f"-DCC1D_{name}={value}" for name, value in sorted(constants.items())]

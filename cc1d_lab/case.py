@@ -7,8 +7,9 @@ from typing import Any
 
 from .errors import ConfigError, one_of
 
-OPS = ("fwd",)
+OPS = ("fwd", "bwd", "update")
 DTYPES = ("float32", "float16", "bfloat16")
+EVERY_DTYPE = (*DTYPES, "float64")  # float64 is for gradient checks in emulation
 LAYOUTS = ("channel_first", "channel_last")
 ACTIVATIONS = ("none", "silu")
 VIEWS = ("contiguous", "channel_slice", "misaligned")
@@ -20,6 +21,8 @@ class Case:
     """A problem: out[b, d, t] = act(bias[d] + sum_i weight[d, i] * x[b, d, t - width + 1 + i]).
 
     `x` and `out` always have the shape (batch, dim, seqlen); `layout` says which of dim and seqlen is contiguous.
+    `op`: `fwd`; `bwd`, the gradients of it; `update`, `seqlen` steps of decoding with a state of width - 1 steps.
+    `states`: with initial_states and final_states. `seq_idx`: several sequences packed in a row.
     `view` is how `x` lies in memory: `contiguous`; `channel_slice`, channels cut out of a wider buffer of
     `row_stride` channels; `misaligned`, one element past a 16-byte boundary.
     `scaled_from` names what a scaled-down model shape stands for, and is empty otherwise.
@@ -37,6 +40,8 @@ class Case:
     view: str = "contiguous"
     row_stride: int = 0
     op: str = "fwd"
+    states: bool = False
+    seq_idx: bool = False
     seed: int = 0
     label: str = ""
     scaled_from: str = ""
@@ -50,6 +55,11 @@ class Case:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name}: {value!r} must be an integer of at least 1")
+        for name in ("bias", "states", "seq_idx"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: {getattr(self, name)!r} must be true or false")
+        if self.op == "update" and (self.states or self.seq_idx):
+            raise ConfigError("states, seq_idx: an update has a state of its own and no seq_idx; leave both out")
         if self.row_stride and self.row_stride < self.dim:
             raise ConfigError(f"row_stride: {self.row_stride} must be 0 (none) or at least dim = {self.dim}")
 
@@ -64,16 +74,29 @@ class Case:
         return self.batch * self.dim * self.seqlen
 
     def bytes(self) -> int:
-        """Fewest bytes a forward must move: x read once, out written once, weight and bias read once."""
+        """Fewest bytes the op must move, each tensor once.
+
+        fwd: x, weight, bias read; out written. bwd: x, dout, weight, bias read; dx, dweight, dbias written. update: as
+        fwd, and the state read and written. `states`: one state read and one written (bwd: two, the gradients too).
+        """
         parameters = self.dim * (self.width + int(self.bias)) * ITEMSIZE[self.weight_dtype]
-        return 2 * self.outputs * self.itemsize + parameters
+        state = self.batch * self.dim * (self.width - 1) * self.itemsize
+        moved = {"fwd": (2, 1, 2), "bwd": (3, 2, 3), "update": (2, 1, 0)}  # times outputs, parameters, states
+        outputs, weights, states = moved[self.op]
+        total = outputs * self.outputs * self.itemsize + weights * parameters
+        total += (states if self.states else 0) * state + (2 * state if self.op == "update" else 0)
+        return total + (4 * self.batch * self.seqlen if self.seq_idx else 0)
 
     def flops(self) -> int:
         """Useful floating-point operations: a multiply and an add per tap, one add for the bias.
 
-        SiLU is left out, as is usual: its cost depends on how exp is done.
+        bwd: as many for dx, for dweight and, with SiLU, for the pre-activation. SiLU itself is left out, as is usual:
+        its cost depends on how exp is done.
         """
-        return self.outputs * (2 * self.width + int(self.bias))
+        taps = 2 * self.width
+        if self.op != "bwd":
+            return self.outputs * (taps + int(self.bias))
+        return self.outputs * (2 * taps + int(self.bias) + (taps + int(self.bias) if self.activation == "silu" else 0))
 
     def shape(self) -> str:
         """batch x dim x seqlen x width, the short form of S4's tables."""
@@ -81,10 +104,11 @@ class Case:
 
     def title(self) -> str:
         """A one-line name for charts and logs."""
-        parts = [self.label, self.shape(), self.dtype, self.layout]
+        parts = [self.label, self.op if self.op != "fwd" else "", self.shape(), self.dtype, self.layout]
         if self.weight_dtype != self.dtype:
             parts.append(f"weight {self.weight_dtype}")
         parts += ["bias" if self.bias else "no bias", self.activation]
+        parts += [name for name in ("states", "seq_idx") if getattr(self, name)]
         if self.view != "contiguous":
             parts.append(self.view)
         return " ".join(p for p in parts if p)
@@ -96,8 +120,8 @@ class Case:
 
 _CHOICES = {
     "op": OPS,
-    "dtype": DTYPES,
-    "weight_dtype": DTYPES,
+    "dtype": EVERY_DTYPE,
+    "weight_dtype": EVERY_DTYPE,
     "layout": LAYOUTS,
     "activation": ACTIVATIONS,
     "view": VIEWS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,19 +11,51 @@ import torch
 
 from .errors import DeviceError, DtypeError, LaunchError, ShapeError
 
-_POINTERS = ("x", "weight", "bias", "out", "workspace")
-_SIZES = (
-    *("batch", "dim", "seqlen"),
-    *("x_batch_stride", "x_dim_stride", "x_seq_stride"),
-    *("out_batch_stride", "out_dim_stride", "out_seq_stride"),
-    *("weight_dim_stride", "weight_width_stride"),
+# The dimensions of each tensor that has strides in Params, by the name of the stride.
+_BDL, _BDW = ("batch", "dim", "seq"), ("batch", "dim", "width")
+DIMENSIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("x", "out", "dout", "dx", "conv_state"), _BDL),
+    **dict.fromkeys(("initial_states", "final_states", "dfinal_states", "dinitial_states"), _BDW),
+    **dict.fromkeys(("weight", "dweight"), ("dim", "width")),
+    "seq_idx": ("batch", "seq"),
+}
+# Fields in their order: pointers first, then sizes and strides, for each part of the struct.
+_PARTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("x", "weight", "bias", "out", "workspace"), ("batch", "dim", "seqlen", "x", "out", "weight")),
+    (("seq_idx", "initial_states", "final_states"), ("seq_idx", "initial_states", "final_states")),
+    (
+        ("dout", "dfinal_states", "dx", "dweight", "dbias", "dinitial_states"),
+        ("dout", "dfinal_states", "dx", "dweight", "dinitial_states"),
+    ),
+    (("conv_state", "cache_seqlens", "conv_state_indices"), ("conv_state", "state_count", "state_len")),
 )
 
 
-class Params(ctypes.Structure):
-    """What a kernel is told. Strides are in elements."""
+def _strides(name: str) -> list[str]:
+    return [f"{name}_{dimension}_stride" for dimension in DIMENSIONS[name]]
 
-    _fields_ = [(n, ctypes.c_void_p) for n in _POINTERS] + [(n, ctypes.c_int64) for n in _SIZES]
+
+def _fields() -> list[tuple[str, type]]:
+    found: list[tuple[str, type]] = []
+    for pointers, sizes in _PARTS:
+        found += [(name, ctypes.c_void_p) for name in pointers]
+        for name in sizes:
+            found += [(n, ctypes.c_int64) for n in (_strides(name) if name in DIMENSIONS else [name])]
+    return found
+
+
+class Params(ctypes.Structure):
+    """What a kernel is told. Strides are in elements. Unused pointers are null."""
+
+    _fields_ = _fields()
+
+    def give(self, name: str, tensor: torch.Tensor | None) -> None:
+        """Fill in the pointer and the strides of the argument `name`; None leaves it null."""
+        if tensor is None:
+            return
+        setattr(self, name, tensor.data_ptr() or None)
+        for field, stride in zip(_strides(name) if name in DIMENSIONS else (), tensor.stride(), strict=False):
+            setattr(self, field, stride)
 
 
 @dataclass(frozen=True)
@@ -90,23 +122,39 @@ def load(path: Path) -> Kernel:
     return Kernel(library, tuple(library.cc1d_stage_name(i).decode() for i in range(library.cc1d_stage_count())))
 
 
-def bind(kernel: Kernel, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> Bound:
-    """Check the tensors, allocate the workspace, fill Params.
+def bind(
+    kernel: Kernel,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor | None,
+    **more: torch.Tensor | None,
+) -> Bound:
+    """Check the tensors of a forward call, allocate the workspace, fill Params.
 
-    x, out: (batch, dim, seqlen), any strides. weight: (dim, width). bias: (dim) or None.
-    Raises ShapeError, DtypeError or DeviceError, naming the argument.
+    x, out: (batch, dim, seqlen), any strides. weight: (dim, width). bias: (dim) or None. `more`: the other tensors of
+    Params by name, unchecked. A backward has no `out`. Raises ShapeError, DtypeError or DeviceError, naming the
+    argument.
     """
     check_tensors(x, weight, bias, out)
-    params = Params()
-    params.x, params.weight, params.out = x.data_ptr(), weight.data_ptr(), out.data_ptr()
-    params.bias = None if bias is None else bias.data_ptr()
-    params.batch, params.dim, params.seqlen = x.shape
-    params.x_batch_stride, params.x_dim_stride, params.x_seq_stride = x.stride()
-    params.out_batch_stride, params.out_dim_stride, params.out_seq_stride = out.stride()
-    params.weight_dim_stride, params.weight_width_stride = weight.stride()
+    tensors = {"x": x, "weight": weight, "bias": bias, "out": out, **more}
+    params = fill(tensors)
     workspace = torch.empty(kernel.workspace_bytes(params), dtype=torch.uint8, device=x.device)
     params.workspace = workspace.data_ptr() or None
-    return Bound(kernel, params, (x, weight, bias, out, workspace))
+    return Bound(kernel, params, (*tensors.values(), workspace))
+
+
+def fill(tensors: Mapping[str, torch.Tensor | None]) -> Params:
+    """Params of the tensors, by the name of the argument; without a workspace."""
+    params = Params()
+    for name, tensor in tensors.items():
+        params.give(name, tensor)
+    x, state = tensors["x"], tensors.get("conv_state")
+    if x is not None:
+        params.batch, params.dim, params.seqlen = x.shape
+    if state is not None:
+        params.state_count, params.state_len = state.shape[0], state.shape[2]
+    return params
 
 
 def check_tensors(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor | None) -> None:

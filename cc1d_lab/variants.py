@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from .case import DTYPES, LAYOUTS, Case
+from .case import DTYPES, EVERY_DTYPE, LAYOUTS, Case
 from .errors import ConfigError, one_of
 
+FEATURES = ("states", "seq_idx")
 HALF = ("float16", "bfloat16")
 EMULATED_FLOPS_PER_S = 2e9  # matrix-core emulation, measured on two cores: 3-6 GFLOP/s
 EMULATED_OUTPUTS_PER_S = 1e7  # lower end of what the tile kernels reach in emulation
@@ -30,6 +31,8 @@ class Tunable:
 class Variant:
     """An algorithm. `kind` is `kernel` (ours, compiled), `baseline` (what speed is compared with) or `helper`.
 
+    `op`: fwd, bwd or update; `any` for helpers and baselines that serve all. `features`: what it can do beyond the
+    plain call: `states`, `seq_idx`. `rank`: which one `auto` prefers among those that can do a call; 0 is never chosen.
     `executed_flops(case)` counts what is really computed where that is far above `case.flops()`.
     `caveat` is what a user who swaps the variant in should know; it stands in every row.
     """
@@ -37,6 +40,9 @@ class Variant:
     name: str
     summary: str
     kind: str = "kernel"
+    op: str = "fwd"
+    features: tuple[str, ...] = ()
+    rank: int = 0
     dtypes: tuple[str, ...] = DTYPES
     layouts: tuple[str, ...] = LAYOUTS
     widths: tuple[int, int] = (1, 8)
@@ -67,12 +73,18 @@ _ENTRIES = (
     Variant(
         "fwd_naive",
         "a thread per output element, taps straight from global memory",
+        features=FEATURES,
+        rank=1,
+        dtypes=EVERY_DTYPE,
         widths=(1, 4096),
         tunables={"block": Tunable(256, _BLOCKS)},
     ),
     Variant(
         "fwd_shared_memory",
         "a block per (batch, channel) walks the sequence; chunks with their halo pass through shared memory",
+        features=FEATURES,
+        rank=3,
+        dtypes=EVERY_DTYPE,
         layouts=("channel_first",),
         widths=(1, 8),
         tunables={"block": Tunable(128, (64, 128, 256)), "vectors": Tunable(1, (1, 2, 4))},
@@ -80,6 +92,9 @@ _ENTRIES = (
     Variant(
         "fwd_channel_last",
         "a 64 x 64 (sequence x channel) tile in shared memory, vectors along the channels",
+        features=FEATURES,
+        rank=3,
+        dtypes=EVERY_DTYPE,
         layouts=("channel_last",),
         widths=(1, 8),
         tunables={"block": Tunable(128, (64, 128, 256)), "tile_seqlen": Tunable(64, (16, 32, 64, 128))},
@@ -96,13 +111,62 @@ _ENTRIES = (
         caveat="a NaN or Inf in one channel reaches every channel (0 * Inf in the dense weight)",
     ),
     Variant(
+        "bwd_naive",
+        "a thread per dx, a block per (channel, tap) for dweight; everything from global memory",
+        op="bwd",
+        features=FEATURES,
+        rank=1,
+        dtypes=EVERY_DTYPE,
+        widths=(1, 4096),
+        stages=("dx", "dweight"),
+        tunables={"block": Tunable(256, _BLOCKS)},
+    ),
+    Variant(
+        "bwd_two_stage",
+        "a block per (batch, channel) walks the sequence: dx and partial sums; then a reduction in fixed order",
+        op="bwd",
+        features=FEATURES,
+        rank=3,
+        dtypes=EVERY_DTYPE,
+        layouts=("channel_first",),
+        widths=(1, 8),
+        stages=("partial", "reduce"),
+        tunables={"block": Tunable(128, (64, 128, 256)), "vectors": Tunable(1, (1, 2))},
+    ),
+    Variant(
+        "bwd_channel_last",
+        "a 64 x 64 (sequence x channel) tile in shared memory: dx and partial sums; then a reduction in fixed order",
+        op="bwd",
+        features=FEATURES,
+        rank=3,
+        dtypes=EVERY_DTYPE,
+        layouts=("channel_last",),
+        widths=(1, 8),
+        stages=("partial", "reduce"),
+        tunables={"block": Tunable(128, (128,))},
+    ),
+    Variant(
+        "update_naive",
+        "a thread per (batch, channel): the outputs of a few steps, then the state moved on in place",
+        op="update",
+        rank=1,
+        dtypes=EVERY_DTYPE,
+        widths=(1, 4096),
+        stages=("update",),
+        tunables={"block": Tunable(64, (64, 128, 256))},
+    ),
+    Variant(
         "torch_conv1d",
         "F.conv1d with groups=dim, the slice and the activation: what PyTorch users run",
         kind="baseline",
+        op="any",
+        features=FEATURES,
         widths=(1, 4096),
     ),
-    Variant("copy", "a vector a thread: the ceiling", kind="helper", tunables={"block": Tunable(256, _BLOCKS)}),
-    Variant("empty", "an empty kernel: the cost of a launch", kind="helper"),
+    Variant(
+        "copy", "a vector a thread: the ceiling", kind="helper", op="any", tunables={"block": Tunable(256, _BLOCKS)}
+    ),
+    Variant("empty", "an empty kernel: the cost of a launch", kind="helper", op="any"),
 )
 
 VARIANTS: dict[str, Variant] = {v.name: v for v in _ENTRIES}
@@ -113,12 +177,12 @@ def get(name: str) -> Variant:
     return VARIANTS[one_of("variant", name, VARIANTS)]
 
 
-def select(names: str | list[str] | tuple[str, ...]) -> list[Variant]:
-    """Entries by name; `all` stands for every kernel, not for baselines and helpers."""
+def select(names: str | list[str] | tuple[str, ...], op: str = "fwd") -> list[Variant]:
+    """Entries by name; `all` stands for every kernel of `op`, not for baselines and helpers."""
     wanted = [names] if isinstance(names, str) else list(names)
     found: list[Variant] = []
     for name in wanted:
-        new = [v for v in VARIANTS.values() if v.kind == "kernel"] if name == "all" else [get(name)]
+        new = [v for v in VARIANTS.values() if (v.kind, v.op) == ("kernel", op)] if name == "all" else [get(name)]
         found += [v for v in new if v not in found]
     return found
 
@@ -135,7 +199,16 @@ def resolve_tunables(variant: Variant, given: Mapping[str, int]) -> dict[str, in
 
 def why_not(variant: Variant, case: Case, backend: str) -> str:
     """Why `variant` cannot run `case` on `backend`, or '' when it can. Says what is possible instead."""
+    return cannot(variant, case, backend) or (_too_much_work(variant, case) if backend == "cpu" else "")
+
+
+def cannot(variant: Variant, case: Case, backend: str) -> str:
+    """`why_not` without the limit on what is worth emulating: what a variant is not able to do."""
+    lacking = [name for name in FEATURES if getattr(case, name) and name not in variant.features]
     checks = (
+        (variant.op in (case.op, "any"), f"op {case.op}: {variant.name} does {variant.op}"),
+        (not lacking, f"{' and '.join(lacking)}: {variant.name} has no {' or '.join(lacking)}"),
+        (case.dtype != "float64" or backend == "cpu", "dtype float64: for gradient checks, on the cpu backend alone"),
         (case.dtype in variant.dtypes, f"dtype {case.dtype}: {variant.name} takes {', '.join(variant.dtypes)}"),
         (case.layout in variant.layouts, f"layout {case.layout}: {variant.name} takes {', '.join(variant.layouts)}"),
         (
@@ -150,7 +223,7 @@ def why_not(variant: Variant, case: Case, backend: str) -> str:
     for fine, reason in checks:
         if not fine:
             return reason
-    return _too_much_work(variant, case) if backend == "cpu" else ""
+    return ""
 
 
 def _too_much_work(variant: Variant, case: Case) -> str:

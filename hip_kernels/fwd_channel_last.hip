@@ -22,22 +22,6 @@ constexpr int kDown = kBlock / kAcross;             // threads below one another
 constexpr int kSteps = kTileSeqlen / kDown;         // steps of a thread
 static_assert(kSteps * kDown == kTileSeqlen, "the threads of a block must divide the tile");
 
-__device__ inline vec_t load_vector(const elem_t* x, index_t stride, index_t n, bool vectors) {
-    if (vectors && n >= kVec) return load_vec(x);
-    vec_t v;
-    for (int i = 0; i < kVec; ++i) v.v[i] = i < n ? x[i * stride] : from_float<elem_t>(0);
-    return v;
-}
-
-__device__ inline void store_vector(elem_t* out, const vec_t& v, index_t stride, index_t n, bool vectors) {
-    if (vectors && n >= kVec) {
-        store_vec(out, v);
-    } else {
-        for (int i = 0; i < kVec; ++i)
-            if (i < n) out[i * stride] = v.v[i];
-    }
-}
-
 extern "C" __global__ __launch_bounds__(kBlock) void fwd_channel_last(const Params p) {
     __shared__ vec_t tile[kHalo + kTileSeqlen][kAcross];
     __shared__ acc_t weights[kWidth][kTileDim];
@@ -58,7 +42,10 @@ extern "C" __global__ __launch_bounds__(kBlock) void fwd_channel_last(const Para
     for (int row = down; row < kHalo + kTileSeqlen; row += kDown) {
         const index_t t = t0 - kHalo + row;
         const bool inside = t >= 0 && t < p.seqlen;
-        tile[row][across] = load_vector(x + (inside ? t : 0) * p.x_seq_stride, p.x_dim_stride, inside ? channels : 0, x_vectors);
+        tile[row][across] = load_part(x + (inside ? t : 0) * p.x_seq_stride, p.x_dim_stride, inside ? channels : 0, x_vectors);
+        if (kStates && t < 0)
+            for (int i = 0; i < kVec; ++i)
+                if (i < channels) tile[row][across].v[i] = x_at(p, batch, dim + i, t);
     }
 
     const index_t dim0 = dim - across * kVec;
@@ -81,15 +68,21 @@ extern "C" __global__ __launch_bounds__(kBlock) void fwd_channel_last(const Para
     for (int step = 0; step < kSteps; ++step) {
         for (int w = 0; w < kHalo; ++w) window[w] = window[w + 1];
         window[kHalo] = tile[down * kSteps + step + kHalo][across];
+        const index_t t = t0 + down * kSteps + step;
+        const bool here = !kSeqIdx || t < p.seqlen;
+        const int seen = kSeqIdx && here ? static_cast<int>(first_seen(p, batch, t) - (t - kHalo)) : 0;
+        const bool padding = kSeqIdx && (!here || is_padding(p, batch, t));
         vec_t result;
         for (int i = 0; i < kVec; ++i) {
             acc_t sum = bias[i];
-            for (int w = 0; w < kWidth; ++w) sum += weight[w][i] * to_float(window[w].v[i]);
-            result.v[i] = from_float<elem_t>(activate(sum));
+            for (int w = 0; w < kWidth; ++w)
+                if (!kSeqIdx || w >= seen) sum += weight[w][i] * to_float(window[w].v[i]);
+            result.v[i] = from_float<elem_t>(padding ? acc_t(0) : activate(sum));
         }
-        const index_t t = t0 + down * kSteps + step;
-        if (t < p.seqlen) store_vector(out + t * p.out_seq_stride, result, p.out_dim_stride, channels, out_vectors);
+        if (t < p.seqlen) store_part(out + t * p.out_seq_stride, result, p.out_dim_stride, channels, out_vectors);
     }
+    if (kStates && down == 0 && t0 + kTileSeqlen >= p.seqlen)
+        for (index_t i = 0; i < kVec && i < channels; ++i) write_final_states(p, batch, dim + i);
 }
 
 static int64_t workspace_bytes(const Params&) { return 0; }

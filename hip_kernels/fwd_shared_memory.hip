@@ -60,22 +60,29 @@ extern "C" __global__ __launch_bounds__(kBlock) void fwd_shared_memory(const Par
         for (int i = threadIdx.x; i < kHalo; i += kBlock) {
             const index_t t = t0 - kHalo + i;
             tile[kHaloPad - kHalo + i] = t >= 0 ? x[t * p.x_seq_stride] : from_float<elem_t>(0);
+            if (kStates && t < 0) tile[kHaloPad - kHalo + i] = x_at(p, batch, dim, t);
         }
         __syncthreads();
 
         const elem_t* mine = tile + kHaloPad - kHalo + threadIdx.x * kItems;
         acc_t values[kItems + kHalo];
         for (int i = 0; i < kItems + kHalo; ++i) values[i] = to_float(mine[i]);
+        const index_t first = t0 + index_t(threadIdx.x) * kItems;
         for (int i = 0; i < kItems; ++i) {
+            const bool here = !kSeqIdx || first + i < p.seqlen;
+            const int seen = kSeqIdx && here ? static_cast<int>(first_seen(p, batch, first + i) - (first + i - kHalo)) : 0;
             acc_t sum = bias;
-            for (int w = 0; w < kWidth; ++w) sum += weight[w] * values[i + w];
-            results[threadIdx.x * kItems + i] = from_float<elem_t>(activate(sum));
+            for (int w = 0; w < kWidth; ++w)
+                if (!kSeqIdx || w >= seen) sum += weight[w] * values[i + w];
+            const bool padding = kSeqIdx && (!here || is_padding(p, batch, first + i));
+            results[threadIdx.x * kItems + i] = from_float<elem_t>(padding ? acc_t(0) : activate(sum));
         }
         __syncthreads();
 
         // The next chunk may fill `tile` at once: nobody reads it any more. `results` is next written after a barrier.
         block_store(out + t0 * p.out_seq_stride, results, p.out_seq_stride, n, out_vectors);
     }
+    if (kStates && threadIdx.x == 0) write_final_states(p, batch, dim);
 }
 
 static int64_t workspace_bytes(const Params&) { return 0; }

@@ -29,6 +29,8 @@ cases = st.builds(
     bias=st.booleans(),
     activation=st.sampled_from(ACTIVATIONS),
     view=st.sampled_from(VIEWS),
+    states=st.booleans(),
+    seq_idx=st.booleans(),
     seed=_small,
 )
 
@@ -43,6 +45,8 @@ cases = st.builds(
         ("activation", True, "activation: True"),
         ("view", "sliced", "view: 'sliced'"),
         ("op", "backward", "op: 'backward'"),
+        ("states", 1, "states: 1 must be true or false"),
+        ("seq_idx", "yes", "seq_idx: 'yes' must be true or false"),
         ("batch", 0, "batch: 0 must be an integer of at least 1"),
         ("dim", -3, "dim: -3"),
         ("seqlen", 1.5, r"seqlen: 1\.5"),
@@ -65,6 +69,27 @@ def test_bytes_of_a_case_by_hand() -> None:
     # x and out: 2 * 2*64*256 elements of 2 bytes; weight 64*4 and bias 64 of 4 bytes
     case = Case(batch=2, dim=64, seqlen=256, width=4, dtype="bfloat16", weight_dtype="float32")
     assert case.bytes() == 2 * 2 * 64 * 256 * 2 + (64 * 4 + 64) * 4
+
+
+def test_bytes_of_states_and_of_the_other_ops_by_hand() -> None:
+    case = Case(batch=2, dim=64, seqlen=256, width=4, dtype="bfloat16", weight_dtype="float32")
+    plain, state, parameters = 2 * 64 * 256 * 2, 2 * 64 * 3 * 2, (64 * 4 + 64) * 4
+    assert dataclasses.replace(case, states=True).bytes() == case.bytes() + 2 * state
+    assert dataclasses.replace(case, seq_idx=True).bytes() == case.bytes() + 4 * 2 * 256
+    assert dataclasses.replace(case, op="bwd").bytes() == 3 * plain + 2 * parameters
+    assert dataclasses.replace(case, op="bwd", states=True).bytes() == 3 * plain + 2 * parameters + 3 * state
+    assert dataclasses.replace(case, op="update").bytes() == 2 * plain + parameters + 2 * state
+
+
+def test_an_update_has_no_sequences() -> None:
+    with pytest.raises(ConfigError, match="states, seq_idx: an update has a state of its own"):
+        Case(op="update", seq_idx=True)
+
+
+def test_flops_of_a_backward_by_hand() -> None:
+    case = Case(batch=1, dim=2, seqlen=3, width=4, op="bwd", activation="none")
+    assert case.flops() == 6 * (2 * 8 + 1)
+    assert dataclasses.replace(case, activation="silu").flops() == 6 * (3 * 8 + 2)
 
 
 def test_flops_of_a_case_by_hand() -> None:
@@ -95,7 +120,7 @@ def test_every_field_is_part_of_the_identity_of_a_cell(case: Case, field: str) -
     other = {"dtype": "bfloat16", "weight_dtype": "bfloat16", "layout": "channel_last", "activation": "silu"}
     other |= {"view": "misaligned", "op": "fwd", "label": "x", "scaled_from": "y"}
     value = getattr(case, field)
-    changed = other[field] if field in other else (not value if field == "bias" else value + 10_000)
+    changed = other[field] if field in other else (not value if isinstance(value, bool) else value + 10_000)
     same = changed == value
     different = dataclasses.replace(case, **{field: changed})
     assert (Cell("fwd_naive", "cpu", case).cell_id == Cell("fwd_naive", "cpu", different).cell_id) == same

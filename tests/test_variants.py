@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 from hypothesis import given
 from test_case import cases
 
 from cc1d_lab import paths, variants
-from cc1d_lab.case import DTYPES, LAYOUTS, Case
+from cc1d_lab.case import EVERY_DTYPE, LAYOUTS, OPS, Case
 from cc1d_lab.errors import ConfigError
 from cc1d_lab.variants import VARIANTS, resolve_tunables, select, why_not
 
@@ -23,7 +24,7 @@ def test_names_are_the_keys() -> None:
 
 @pytest.mark.parametrize("variant", KERNELS, ids=ids)
 def test_a_variant_takes_known_dtypes_layouts_and_its_own_defaults(variant: variants.Variant) -> None:
-    assert set(variant.dtypes) <= set(DTYPES)
+    assert set(variant.dtypes) <= set(EVERY_DTYPE)
     assert set(variant.layouts) <= set(LAYOUTS)
     assert variant.widths[0] <= 4 <= variant.widths[1]
     for tunable in variant.tunables.values():
@@ -35,13 +36,19 @@ def test_a_kernel_has_its_source(variant: variants.Variant) -> None:
     assert (paths.kernels_dir() / str(variant.source)).is_file()
 
 
-def test_all_is_every_kernel_and_nothing_else() -> None:
-    assert [v.name for v in select("all")] == ids
-    assert [v.name for v in select(["torch_conv1d", "all"])] == ["torch_conv1d", *ids]
+@pytest.mark.parametrize("op", OPS)
+def test_all_is_every_kernel_of_an_op_and_nothing_else(op: str) -> None:
+    every = [v.name for v in KERNELS if v.op == op]
+    assert [v.name for v in select("all", op)] == every
+    assert [v.name for v in select(["torch_conv1d", "all"], op)] == ["torch_conv1d", *every]
+
+
+def test_all_is_the_forward_kernels_when_no_op_is_named() -> None:
+    assert select("all") == select("all", "fwd")
 
 
 def test_a_variant_named_twice_is_there_once() -> None:
-    assert [v.name for v in select(["fwd_naive", "all", "fwd_naive"])] == ids
+    assert select(["fwd_naive", "all", "fwd_naive"]) == select("all")
 
 
 def test_an_unknown_variant_is_refused_with_its_neighbour() -> None:
@@ -71,12 +78,29 @@ def test_the_reason_names_what_does_not_fit(case: Case) -> None:
     for variant in KERNELS:
         reason = why_not(variant, case, "nvidia")
         fits = {
+            "op": case.op == variant.op,
+            "states": not case.states or "states" in variant.features,
+            "seq_idx": not case.seq_idx or "seq_idx" in variant.features,
             "dtype": case.dtype in variant.dtypes,
             "layout": case.layout in variant.layouts,
             "width": variant.widths[0] <= case.width <= variant.widths[1],
+            "weight": variant.mixed_weight or case.weight_dtype == case.dtype,
         }
         assert bool(reason) == (not all(fits.values()))
-        assert not reason or not fits[reason.split()[0]]
+        assert not reason or not fits[re.match(r"\w+", reason)[0]]
+
+
+def test_a_variant_without_states_says_so() -> None:
+    plain = dataclasses.replace(variants.get("fwd_naive"), name="plain", features=())
+    assert why_not(plain, Case(states=True), "nvidia") == "states: plain has no states"
+    assert why_not(plain, Case(states=True, seq_idx=True), "nvidia").startswith("states and seq_idx: plain has no")
+    assert why_not(variants.get("fwd_naive"), Case(states=True, seq_idx=True), "nvidia") == ""
+
+
+def test_doubles_are_for_emulation() -> None:
+    naive = variants.get("fwd_naive")
+    assert why_not(naive, Case(dtype="float64"), "cpu") == ""
+    assert "float64" in why_not(naive, Case(dtype="float64"), "nvidia")
 
 
 def test_what_would_take_minutes_in_emulation_is_not_run_there() -> None:

@@ -3,6 +3,15 @@
 #pragma once
 #include "params.h"
 
+template <typename Elem>
+struct AccumulatorOf {
+    using T = float;
+};
+template <>
+struct AccumulatorOf<double> {
+    using T = double;
+};
+
 #if defined(CC1D_BACKEND_CPU)
 #include "platform_cpu.h"
 #elif defined(__HIP__) || defined(__HIPCC__)
@@ -13,17 +22,19 @@
 #error "compile with hipcc, nvcc -x cu, or g++ -x c++ -DCC1D_BACKEND_CPU"
 #endif
 
+using elem_t = CC1D_ELEM;                // x and out: float, float16 or bfloat16; double in emulation, for gradcheck
+using weight_t = CC1D_WEIGHT;            // weight and bias
+using acc_t = AccumulatorOf<elem_t>::T;  // sums: fp32, but for double
+using index_t = CC1D_INDEX;              // element offsets: 64 bits, so that no tensor is too large
+
 #include "math.h"
 #include "matrix_core.h"
-
-using elem_t = CC1D_ELEM;      // x and out: float, float16 or bfloat16
-using weight_t = CC1D_WEIGHT;  // weight and bias
-using acc_t = float;           // sums, always
-using index_t = CC1D_INDEX;    // element offsets: 64 bits, so that no tensor is too large
 
 constexpr int kWidth = CC1D_WIDTH;
 constexpr bool kSilu = CC1D_SILU;
 constexpr bool kChannelLast = CC1D_CHANNEL_LAST;  // whether dim or seqlen is the contiguous dimension
+constexpr bool kStates = CC1D_STATES;             // whether there may be initial_states, final_states and their gradients
+constexpr bool kSeqIdx = CC1D_SEQ_IDX;            // whether there is a seq_idx
 
 // What a thread moves at once: 16 bytes.
 constexpr int kVec = 16 / sizeof(elem_t);
@@ -31,7 +42,29 @@ using vec_t = Vec<elem_t, kVec>;
 
 __device__ inline acc_t activate(acc_t y) { return kSilu ? silu(y) : y; }
 
+// The derivative of the activation at `y`, its input.
+__device__ inline acc_t activate_slope(acc_t y) { return kSilu ? silu_slope(y) : acc_t(1); }
+
+// A vector of which `n` elements exist (any n): the rest is 0 when loaded, and left alone when stored. `vectors` says
+// whether it may be moved at once, which is_vector_aligned tells.
+__device__ inline vec_t load_part(const elem_t* p, index_t stride, index_t n, bool vectors) {
+    if (vectors && n >= kVec) return load_vec(p);
+    vec_t v;
+    for (int i = 0; i < kVec; ++i) v.v[i] = i < n ? p[i * stride] : from_float<elem_t>(0);
+    return v;
+}
+__device__ inline void store_part(elem_t* p, const vec_t& v, index_t stride, index_t n, bool vectors) {
+    if (vectors && n >= kVec) {
+        store_vec(p, v);
+    } else {
+        for (int i = 0; i < kVec; ++i)
+            if (i < n) p[i * stride] = v.v[i];
+    }
+}
+
 __host__ __device__ constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
+
+#include "states.h"
 
 // Each .hip file says what its stages are called, how to launch one, and how much workspace it needs.
 #define CC1D_EXPORT(...)                                                                              \

@@ -1,11 +1,11 @@
-// Conversion, activation and 16-byte vectors. Sums are fp32; a result is rounded once, to nearest even, on store.
+// Conversion, activation and 16-byte vectors. Sums are acc_t; a result is rounded once, to nearest even, on store.
 #pragma once
 
 __device__ inline float to_float(float v) { return v; }
 __device__ inline float to_float(float16 v) { return static_cast<float>(v); }
 
 template <typename T>
-__device__ inline T from_float(float v) {
+__device__ inline T from_float(acc_t v) {
     return static_cast<T>(v);
 }
 
@@ -13,9 +13,11 @@ __device__ inline T from_float(float v) {
 // g++ 12 has no bfloat16 arithmetic; its bits are the upper half of a float.
 __device__ inline float to_float(bfloat16 v) { return bits_to_float(static_cast<uint32_t>(v.bits) << 16); }
 
+__device__ inline double to_float(double v) { return v; }
+
 template <>
-__device__ inline bfloat16 from_float<bfloat16>(float v) {
-    const uint32_t u = float_to_bits(v);
+__device__ inline bfloat16 from_float<bfloat16>(acc_t v) {
+    const uint32_t u = float_to_bits(static_cast<float>(v));
     const uint32_t nearest_even = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     const uint32_t quiet_nan = (u >> 16) | 0x40u;
     return bfloat16{static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet_nan : nearest_even)};
@@ -24,8 +26,19 @@ __device__ inline bfloat16 from_float<bfloat16>(float v) {
 __device__ inline float to_float(bfloat16 v) { return static_cast<float>(v); }
 #endif
 
+__device__ inline float exponential(float v) { return expf(v); }
+#if defined(CC1D_BACKEND_CPU)
+inline double exponential(double v) { return exp(v); }
+#endif
+
 // y * sigmoid(y), in the form that does not overflow: exp(-y) = inf gives y / inf = -0.
-__device__ inline float silu(float y) { return y / (1.0f + expf(-y)); }
+__device__ inline acc_t silu(acc_t y) { return y / (acc_t(1) + exponential(-y)); }
+
+// Its derivative: s (1 + y (1 - s)) with s = sigmoid(y).
+__device__ inline acc_t silu_slope(acc_t y) {
+    const acc_t s = acc_t(1) / (acc_t(1) + exponential(-y));
+    return s * (acc_t(1) + y * (acc_t(1) - s));
+}
 
 template <typename T, int N>
 struct alignas(sizeof(T) * N) Vec {
