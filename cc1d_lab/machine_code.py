@@ -336,7 +336,15 @@ def parse_amd(listing: str) -> dict[str, tuple[Instruction, ...]]:
             goes = _AMD_TARGET.search(line) if "branch" in text["name"] else None
             target = int(goes[1] or "0", 16) if goes else None
             code.append(Instruction(int(text["address"], 16) - start, text["name"], text["operands"].strip(), target))
-    return {name: tuple(i for i in code if i.name != "s_code_end") for name, code in found.items() if code}
+    return {name: _without_padding(code) for name, code in found.items() if code}
+
+
+def _without_padding(code: list[Instruction]) -> tuple[Instruction, ...]:
+    """Behind the last instruction stand no-operations and, on nvidia, a jump to itself."""
+    end = len(code)
+    while end and (code[end - 1].kind == "hint" or code[end - 1].target == code[end - 1].address):
+        end -= 1
+    return tuple(code[:end])
 
 
 def _llvm_objdump() -> str:
@@ -394,14 +402,6 @@ def parse_sass(listing: str) -> dict[str, tuple[Instruction, ...]]:
             target = int(jumps[1], 16) if jumps else None
             code.append(Instruction(int(text["address"], 16), text["name"], operands, target))
     return {name: _without_padding(code) for name, code in found.items()}
-
-
-def _without_padding(code: list[Instruction]) -> tuple[Instruction, ...]:
-    """Behind the last instruction stand a jump to itself and NOPs."""
-    end = len(code)
-    while end and (code[end - 1].name == "NOP" or code[end - 1].target == code[end - 1].address):
-        end -= 1
-    return tuple(code[:end])
 
 
 def parse_usage(text: str, code: Mapping[str, tuple[Instruction, ...]]) -> list[KernelCode]:

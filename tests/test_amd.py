@@ -22,6 +22,7 @@ from cc1d_lab.case import DTYPES, LAYOUTS, OPS, Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.cli import main
 from cc1d_lab.machine_code import Inspection
+from cc1d_lab.report.execute import execute
 
 pytestmark = [
     pytest.mark.amd,
@@ -225,6 +226,16 @@ def test_inspect_refuses(arguments: tuple[str, ...], says: str) -> None:
     found = cc1d("inspect", "--arch", "gfx942", *arguments)
     assert found.exit_code == 2
     assert says in found.output
+
+
+def test_notebook_shows_the_machine_code(tmp_path: Path) -> None:
+    path = paths.notebooks_dir() / "70_inspect.ipynb"
+    execute(path, tmp_path / path.name, {}, timeout_s=120)
+    read = json.loads((tmp_path / path.name).read_text())
+    assert read["metadata"]["cc1d"]["status"] == "completed"
+    outputs = json.dumps(read["cells"])
+    assert "v_mfma_f32_16x16x16" in outputs
+    assert outputs.count("image/png") >= 3
 
 
 # --- planted faults --------------------------------------------------------------------------------------------------

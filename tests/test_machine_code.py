@@ -29,7 +29,8 @@ Disassembly of section .text:
 	v_fmac_f32_e32 v1, v2, v3                                  // 000000001C18: 36020702
 	s_cbranch_scc0 65532                                       // 000000001C1C: BF84FFFC <first+0x10>
 	s_endpgm                                                   // 000000001C20: BF810000
-	s_code_end                                                 // 000000001C24: BF9F0000
+	s_nop 0                                                    // 000000001C24: BF800000
+	s_code_end                                                 // 000000001C28: BF9F0000
 
 0000000000001d00 <second>:
 	s_endpgm                                                   // 000000001D00: BF810000
