@@ -32,7 +32,7 @@ def kernels(
     `case`: fields of Case; the layout is the first that a variant takes when it is not given. Variants that do not take
     the case are left out. Raises ToolchainError without a compiler or disassembler, CompileError.
     """
-    chosen = [v for v in variants.select(list(names)) if v.source]
+    chosen = [v for v in variants.select(list(names), case.get("op", "fwd")) if v.source]
     cells = [c for v in chosen for arch in backends.arches(backend, arches) for c in _cells(v, backend, arch, case)]
     if not cells:
         raise ConfigError("nothing to inspect: no variant takes this case; see `cc1d list variants`")

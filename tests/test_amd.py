@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cc1d_lab import backends, build, code_object, kernel, machine_code, occupancy, paths, variants
-from cc1d_lab.case import DTYPES, LAYOUTS, OPS, Case
+from cc1d_lab.case import DTYPES, LAYOUTS, Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.cli import main
 from cc1d_lab.machine_code import Inspection
@@ -37,8 +37,8 @@ WIDE = ("fwd_shared_memory", "fwd_channel_last", "copy")  # they promise vectors
 
 def cells_of(variant: variants.Variant, arch: str, dtypes: tuple[str, ...] = DTYPES) -> list[Cell]:
     """A cell per dtype and layout that the variant takes."""
-    op = variant.name.split("_")[0]
-    cases = [Case(dtype=d, layout=la, op=op if op in OPS else "fwd") for d, la in product(dtypes, LAYOUTS)]
+    op = "fwd" if variant.op == "any" else variant.op
+    cases = [Case(dtype=d, layout=la, op=op) for d, la in product(dtypes, LAYOUTS)]
     return [Cell(variant.name, "amd", c, arch=arch) for c in cases if not variants.why_not(variant, c, "amd")]
 
 

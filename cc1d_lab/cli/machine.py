@@ -8,7 +8,7 @@ import click
 
 from .. import backends, machine_code, occupancy, variants
 from .. import build as builder
-from ..case import LAYOUTS, Case
+from ..case import LAYOUTS, OPS, Case
 from ..cell import Cell
 from ..errors import ConfigError, ToolchainError, one_of
 from ..machine_code import Inspection
@@ -53,7 +53,7 @@ def inspect(
     Instructions are counted in the code, not as they run. The bound is what the vendor's peak numbers allow.
     """
     one_of("backend", backend, ("amd", "nvidia"))
-    cells = _cells(options.select(names), backend, arches, case)
+    cells = _cells(options.select(names, OPS), backend, arches, case)
     kernels = [k for cell in cells for k in machine_code.inspect(cell, builder.build_cell(cell))]
     bounds = _bounds(cells)
     if as_json:
@@ -77,7 +77,7 @@ def _cells(chosen: list[variants.Variant], backend: str, arches: tuple[str, ...]
     found = [
         Cell(variant.name, backend, case, arch=arch)
         for variant in chosen
-        for case in [Case(**given | {"layout": given["layout"] or _layout(variant)})]
+        for case in [Case(**given | {"layout": given["layout"] or _layout(variant), "op": options.op_of(variant)})]
         for arch in backends.arches(backend, arches)
         if variant.source and not variants.why_not(variant, case, backend)
     ]

@@ -11,7 +11,7 @@ import click
 
 from .. import backends, experiment, results, variants
 from .. import build as builder
-from ..case import DTYPES, LAYOUTS, Case
+from ..case import DTYPES, LAYOUTS, OPS, Case
 from ..cell import Cell
 from ..errors import ConfigError, ToolchainError, one_of
 from ..results import Row
@@ -36,7 +36,8 @@ UNTIMED = Policy(warmup=0, min_samples=1, max_samples=1, rel_err=0.0, budget_s=0
 def build(names: tuple[str, ...], where: tuple[str, ...], jobs: int | None, **configuration: Any) -> int:
     """Compile variants, in parallel, into the cache. Exit code 1 when some fail, 3 when all do."""
     started, built, failed = time.monotonic(), 0, 0
-    cells = [c for backend in where or _buildable() for c in _builds(options.select(names), backend, **configuration)]
+    chosen = options.select(names, OPS)
+    cells = [c for backend in where or _buildable() for c in _builds(chosen, backend, **configuration)]
     if not cells:
         raise ConfigError("nothing to build: no variant takes this dtype, layout and width; see `cc1d list variants`")
     for cell, outcome in builder.build_all(cells, jobs):
@@ -66,7 +67,7 @@ def _builds(
     for variant in chosen:
         for dtype in dtypes or DTYPES:
             for layout in layouts or LAYOUTS:
-                case = Case(dtype=dtype, layout=layout, width=width, activation=activation)
+                case = Case(dtype=dtype, layout=layout, width=width, activation=activation, op=options.op_of(variant))
                 if variant.source and not variants.why_not(variant, case, backend):
                     for one in backends.arches(backend, [arch]) if arch else [arch]:
                         yield Cell(variant.name, backend, case, arch=one)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .. import backends, variants
-from ..case import ACTIVATIONS, DTYPES, LAYOUTS, VIEWS, Case
+from ..case import ACTIVATIONS, DTYPES, LAYOUTS, OPS, VIEWS, Case
 from ..cell import Cell
 from ..errors import ConfigError, ToolchainError, one_of
 
@@ -101,12 +101,17 @@ def cells(
     ]
 
 
-def select(names: tuple[str, ...]) -> list[variants.Variant]:
-    """Kernels and baselines by name; `all` is every kernel."""
+def select(names: tuple[str, ...], ops: Iterable[str] = ("fwd",)) -> list[variants.Variant]:
+    """Kernels and baselines by name; `all` is every kernel of `ops`."""
     known = [v.name for v in variants.VARIANTS.values() if v.kind != "helper"]
     for name in names:
         one_of("variant", name, ["all", *known])
-    return variants.select(list(names))
+    return list({v.name: v for op in ops for v in variants.select(list(names), op)}.values())
+
+
+def op_of(variant: variants.Variant) -> str:
+    """The op of a case for `variant`; fwd for one that does any."""
+    return variant.op if variant.op in OPS else "fwd"
 
 
 def require(backend: str) -> bool:
