@@ -33,6 +33,10 @@ class LimitError(Cc1dError, ValueError):
     """A size is beyond what a variant, a device or this machine can do."""
 
 
+class RangeError(Cc1dError, IndexError, ValueError):
+    """A value of an index tensor is out of range."""
+
+
 class DtypeError(Cc1dError, TypeError):
     """A tensor has a dtype that is not supported, or dtypes do not go together."""
 
