@@ -50,8 +50,8 @@ amd: $(VENV) $(TOOLS) ## compile every variant and dtype for every AMD arch; the
 lab: $(VENV) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks $(ARGS)
 
-bench: $(VENV) ## run experiments/models.yaml and make its report
-	$(BIN)/cc1d report experiments/models.yaml $(ARGS)
+bench: $(VENV) ## run experiments/ceiling.yaml, for a GPU, and make its report
+	$(BIN)/cc1d report experiments/ceiling.yaml $(ARGS)
 
 clean: ## remove what make made here: .venv, .tools, caches. Reports stay
 	rm -rf .venv .tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,7 +16,9 @@ FEATURES = ("states", "seq_idx")
 HALF = ("float16", "bfloat16")
 EMULATED_FLOPS_PER_S = 2e9  # matrix-core emulation, measured on two cores: 3-6 GFLOP/s
 EMULATED_OUTPUTS_PER_S = 1e7  # lower end of what the tile kernels reach in emulation
-EMULATED_SECONDS = 20.0  # a cell that would take longer in emulation is not run
+EMULATED_SECONDS = (
+    5.0  # a cell of which a launch would take longer in emulation is not run: it is launched some ten times
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Variant:
     dtypes: tuple[str, ...] = DTYPES
     layouts: tuple[str, ...] = LAYOUTS
     widths: tuple[int, int] = (1, 8)
+    most_outputs: int = 2**62  # where a kernel counts its work in 32 bits
     mixed_weight: bool = True  # whether weight may have another dtype than x
     stages: tuple[str, ...] = ("conv",)
     tunables: Mapping[str, Tunable] = field(default_factory=dict)
@@ -111,6 +114,29 @@ _ENTRIES = (
         caveat="a NaN or Inf in one channel reaches every channel (0 * Inf in the dense weight)",
     ),
     Variant(
+        "fwd_register",
+        "a 16-byte vector a thread, halo by shuffle, blocks along the sequence first, aligned frames for odd lengths",
+        rank=5,
+        layouts=("channel_first",),
+        widths=(1, 8),
+        most_outputs=2**32,
+        tunables={"block": Tunable(128, _BLOCKS), "vectors": Tunable(2, (1, 2))},
+    ),
+    Variant(
+        "fwd_raster",
+        "a small tile a thread, all loads first, tiles in raster order, halo from the cache",
+        rank=5,
+        layouts=("channel_last",),
+        widths=(1, 8),
+        tunables={
+            "block": Tunable(128, (64, 128, 256)),
+            "across": Tunable(32, (32, 64)),
+            "steps": Tunable(8, (2, 4, 8, 16)),
+            "bytes": Tunable(8, (8, 16)),
+            "resident": Tunable(768, (512, 768, 1024)),
+        },
+    ),
+    Variant(
         "bwd_naive",
         "a thread per dx, a block per (channel, tap) for dweight; everything from global memory",
         op="bwd",
@@ -160,7 +186,6 @@ _ENTRIES = (
         "F.conv1d with groups=dim, the slice and the activation: what PyTorch users run",
         kind="baseline",
         op="any",
-        features=FEATURES,
         widths=(1, 4096),
     ),
     Variant(
@@ -214,6 +239,10 @@ def cannot(variant: Variant, case: Case, backend: str) -> str:
         (
             variant.widths[0] <= case.width <= variant.widths[1],
             f"width {case.width}: {variant.name} takes {variant.widths[0]} to {variant.widths[1]}",
+        ),
+        (
+            case.outputs <= variant.most_outputs,
+            f"{case.outputs} outputs: {variant.name} takes up to {variant.most_outputs}",
         ),
         (
             variant.mixed_weight or case.weight_dtype == case.dtype,

@@ -10,7 +10,7 @@ extern "C" __global__ __launch_bounds__(kBlock) void copy(const Params p) {
     const index_t i = (index_t(blockIdx.x) * kBlock + threadIdx.x) * kVec;
     const elem_t* x = static_cast<const elem_t*>(p.x);
     elem_t* out = static_cast<elem_t*>(p.out);
-    if (i + kVec <= n) store_vec(out + i, load_vec(x + i));
+    if (i + kVec <= n) store_vec(out + i, load_vec<kVec>(x + i));
     else
         for (index_t j = i; j < n; ++j) out[j] = x[j];
 }

@@ -21,7 +21,7 @@ constexpr int kHaloPad = ceil_div(kHalo, kVec) * kVec;  // keeps the chunk itsel
 __device__ inline void block_load(elem_t* tile, const elem_t* x, index_t stride, index_t n, bool vectors) {
     for (int i = threadIdx.x * kVec; i < kChunk; i += kBlock * kVec) {
         if (vectors && i + kVec <= n) {
-            store_vec(tile + i, load_vec(x + i));
+            store_vec(tile + i, load_vec<kVec>(x + i));
         } else {
             for (int j = i; j < i + kVec; ++j) tile[j] = j < n ? x[j * stride] : from_float<elem_t>(0);
         }
@@ -31,7 +31,7 @@ __device__ inline void block_load(elem_t* tile, const elem_t* x, index_t stride,
 __device__ inline void block_store(elem_t* out, const elem_t* tile, index_t stride, index_t n, bool vectors) {
     for (int i = threadIdx.x * kVec; i < kChunk && i < n; i += kBlock * kVec) {
         if (vectors && i + kVec <= n) {
-            store_vec(out + i, load_vec(tile + i));
+            move_vec(out + i, tile + i);
         } else {
             for (int j = i; j < i + kVec; ++j)
                 if (j < n) out[j * stride] = tile[j];

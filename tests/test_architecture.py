@@ -26,7 +26,7 @@ FLOORS = (
     ("results", "timing", "backends", "variants", "cell", "occupancy"),
     ("build", "reference", "tables"),
     ("kernel", "machine_code", "plots", "provenance"),
-    ("anatomy", "evaluation", "ops"),
+    ("anatomy", "catalogue", "evaluation", "ops"),
     ("experiment", "worker"),
     ("runner",),
     ("notebook",),

@@ -48,7 +48,7 @@ __device__ inline acc_t activate_slope(acc_t y) { return kSilu ? silu_slope(y) :
 // A vector of which `n` elements exist (any n): the rest is 0 when loaded, and left alone when stored. `vectors` says
 // whether it may be moved at once, which is_vector_aligned tells.
 __device__ inline vec_t load_part(const elem_t* p, index_t stride, index_t n, bool vectors) {
-    if (vectors && n >= kVec) return load_vec(p);
+    if (vectors && n >= kVec) return load_vec<kVec>(p);
     vec_t v;
     for (int i = 0; i < kVec; ++i) v.v[i] = i < n ? p[i * stride] : from_float<elem_t>(0);
     return v;

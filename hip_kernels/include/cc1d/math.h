@@ -26,17 +26,32 @@ __device__ inline bfloat16 from_float<bfloat16>(acc_t v) {
 __device__ inline float to_float(bfloat16 v) { return static_cast<float>(v); }
 #endif
 
-__device__ inline float exponential(float v) { return expf(v); }
-#if defined(CC1D_BACKEND_CPU)
-inline double exponential(double v) { return exp(v); }
-#endif
+// sigmoid(y) = 1 / (1 + 2^-a) with a = y log2(e), from the special function unit (2^x and 1/x), to a few units in the last
+// place over the whole range: written as s / (s + s 2^-a) with s = 2^-32, so that nothing overflows or underflows before
+// the result does. Returned as 1 / (s + s 2^-a), of which s is still to be multiplied.
+constexpr float kSigmoidScale = 2.3283064365386963e-10f;
 
-// y * sigmoid(y), in the form that does not overflow: exp(-y) = inf gives y / inf = -0.
-__device__ inline acc_t silu(acc_t y) { return y / (acc_t(1) + exponential(-y)); }
+__device__ inline float scaled_sigmoid(float y) {
+    constexpr float kLog2e = 1.44269502f, kLog2eRest = 1.92596299e-8f, kLn2 = 0.693147182f;
+    y = fminf(y, 200.0f);
+    const float exponent = fmaf(y, -kLog2e, -32.0f);
+    const float rounded_off = fmaf(y, -kLog2eRest, fmaf(y, -kLog2e, -(exponent + 32.0f)));
+    return reciprocal(fmaf(exp2_approximate(exponent), fmaf(rounded_off, kLn2, 1.0f), kSigmoidScale));
+}
+
+__device__ inline float sigmoid(float y) { return kSigmoidScale * scaled_sigmoid(y); }
+
+// y sigmoid(y). The scale goes to y, since sigmoid(y) alone may be below the smallest normal number.
+__device__ inline float silu(float y) { return (y * kSigmoidScale) * scaled_sigmoid(y); }
+
+#if defined(CC1D_BACKEND_CPU)
+inline double sigmoid(double y) { return 1 / (1 + exp(-y)); }
+inline double silu(double y) { return y * sigmoid(y); }
+#endif
 
 // Its derivative: s (1 + y (1 - s)) with s = sigmoid(y).
 __device__ inline acc_t silu_slope(acc_t y) {
-    const acc_t s = acc_t(1) / (acc_t(1) + exponential(-y));
+    const acc_t s = sigmoid(y);
     return s * (acc_t(1) + y * (acc_t(1) - s));
 }
 
@@ -45,25 +60,46 @@ struct alignas(sizeof(T) * N) Vec {
     T v[N];
 };
 
-// A vector to and from memory in one access of 16 bytes. Through a type that is one register quad, since compilers
-// take a struct of elements apart again.
-template <typename T>
-__device__ inline Vec<T, 16 / sizeof(T)> load_vec(const T* p) {
-    const raw16_t raw = *reinterpret_cast<const raw16_t*>(p);
-    Vec<T, 16 / sizeof(T)> v;
-    __builtin_memcpy(&v, &raw, 16);
+template <int Bytes>
+struct Raw;
+template <>
+struct Raw<4> {
+    using type = raw4_t;
+};
+template <>
+struct Raw<8> {
+    using type = raw8_t;
+};
+template <>
+struct Raw<16> {
+    using type = raw16_t;
+};
+
+// A vector of 8 or 16 bytes to and from memory in one access. Through a type that is one group of registers, since
+// compilers take a struct of elements apart again.
+template <int N, typename T>
+__device__ inline Vec<T, N> load_vec(const T* p) {
+    const auto raw = *reinterpret_cast<const typename Raw<sizeof(T) * N>::type*>(p);
+    Vec<T, N> v;
+    __builtin_memcpy(&v, &raw, sizeof(v));
     return v;
 }
 
-template <typename T>
-__device__ inline void store_vec(T* p, const Vec<T, 16 / sizeof(T)>& v) {
-    raw16_t raw;
-    __builtin_memcpy(&raw, &v, 16);
-    *reinterpret_cast<raw16_t*>(p) = raw;
+template <typename T, int N>
+__device__ inline void store_vec(T* p, const Vec<T, N>& v) {
+    typename Raw<sizeof(T) * N>::type raw;
+    __builtin_memcpy(&raw, &v, sizeof(v));
+    *reinterpret_cast<typename Raw<sizeof(T) * N>::type*>(p) = raw;
 }
 
-// Whether rows that begin at `p` and lie `stride` elements apart can be read a vector at a time.
+// 16 bytes from shared to global memory, as they are.
 template <typename T>
+__device__ inline void move_vec(T* to, const T* from) {
+    store_raw(reinterpret_cast<raw16_t*>(to), *reinterpret_cast<const raw16_t*>(from));
+}
+
+// Whether rows that begin at `p` and lie `stride` elements apart can be read `Bytes` at a time.
+template <int Bytes = 16, typename T>
 __host__ __device__ inline bool is_vector_aligned(const T* p, int64_t stride) {
-    return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride * sizeof(T) % 16 == 0;
+    return reinterpret_cast<uintptr_t>(p) % Bytes == 0 && stride * sizeof(T) % Bytes == 0;
 }

@@ -41,18 +41,29 @@ __device__ inline void __syncthreads() {
     __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 __device__ inline float expf(float v) { return __builtin_expf(v); }
+__device__ inline float fminf(float a, float b) { return __builtin_fminf(a, b); }
+__device__ inline float fmaf(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 #endif
 
 // The exact workgroup size belongs in the code object; the HIP macro leaves the maximum at 1024.
 #undef __launch_bounds__
-#define __launch_bounds__(threads) __attribute__((amdgpu_flat_work_group_size(threads, threads)))
+#define __launch_bounds__(threads, ...) __attribute__((amdgpu_flat_work_group_size(threads, threads)))
 
 #define CC1D_API __attribute__((visibility("default")))
 
 using float16 = _Float16;
 using bfloat16 = __bf16;
 
+typedef uint32_t raw4_t __attribute__((may_alias));
+typedef uint32_t raw8_t __attribute__((ext_vector_type(2), may_alias));
 typedef uint32_t raw16_t __attribute__((ext_vector_type(4), may_alias));
+template <typename Raw>
+__device__ inline void store_raw(Raw* to, Raw v) { *to = v; }
+
+template <typename T>
+constexpr bool is_bfloat16 = false;
+template <>
+inline constexpr bool is_bfloat16<bfloat16> = true;
 
 constexpr int kWarp = CC1D_WARP;  // 64 on gfx9, 32 on gfx10 and later
 
@@ -71,6 +82,9 @@ template <auto Kernel, typename... Args>
 void launch(dim3, dim3, stream_t, Args...) {}
 inline const char* launch_error() { return "built without the HIP runtime: device code only"; }
 #endif
+
+__device__ inline float reciprocal(float v) { return __builtin_amdgcn_rcpf(v); }
+__device__ inline float exp2_approximate(float v) { return __builtin_amdgcn_exp2f(v); }
 
 __device__ inline int lane_id() {
     return kWarp == 64 ? __builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0)) : __builtin_amdgcn_mbcnt_lo(~0u, 0);

@@ -43,7 +43,16 @@ struct bfloat16 {
     uint16_t bits;
 };
 
+typedef uint32_t raw4_t __attribute__((may_alias));
+typedef uint32_t raw8_t __attribute__((vector_size(8), may_alias));
 typedef uint32_t raw16_t __attribute__((vector_size(16), may_alias));
+template <typename Raw>
+__device__ inline void store_raw(Raw* to, Raw v) { *to = v; }
+
+template <typename T>
+constexpr bool is_bfloat16 = false;
+template <>
+inline constexpr bool is_bfloat16<bfloat16> = true;
 
 constexpr int kWarp = CC1D_WARP;
 using stream_t = void*;
@@ -72,6 +81,9 @@ void launch(dim3 grid, dim3 block, stream_t, Args... args) {
 }
 
 inline const char* launch_error() { return std::exchange(cc1d_emulation::last_error, nullptr); }
+
+inline float reciprocal(float v) { return 1.0f / v; }
+inline float exp2_approximate(float v) { return exp2f(v); }
 
 inline int lane_id() { return static_cast<int>(cc1d_lane()); }
 

@@ -8,9 +8,18 @@
 
 using float16 = __half;
 using bfloat16 = __nv_bfloat16;
+template <typename T>
+constexpr bool is_bfloat16 = false;
+template <>
+inline constexpr bool is_bfloat16<bfloat16> = true;
 using stream_t = cudaStream_t;
 
+using raw4_t = uint32_t;
+using raw8_t = uint2;
 using raw16_t = uint4;
+// To global memory, in one access: nvcc takes an assignment of these structs apart.
+template <typename Raw>
+__device__ inline void store_raw(Raw* to, Raw v) { __stwb(to, v); }
 
 constexpr int kWarp = CC1D_WARP;
 static_assert(kWarp == 32, "NVIDIA warps have 32 lanes");
@@ -23,6 +32,33 @@ void launch(dim3 grid, dim3 block, stream_t stream, Args... args) {
 inline const char* launch_error() {
     const cudaError_t e = cudaGetLastError();
     return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
+}
+
+// Two conversions in one instruction.
+#define CC1D_HAS_PACK_PAIR
+template <typename T>
+__device__ inline uint32_t pack_pair(float low, float high) {
+    uint32_t word;
+    if constexpr (is_bfloat16<T>) {
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+        __builtin_memcpy(&word, &pair, 4);
+    } else {
+        const __half2 pair = __floats2half2_rn(low, high);
+        __builtin_memcpy(&word, &pair, 4);
+    }
+    return word;
+}
+
+// The special function unit, results below 2^-126 as zero.
+__device__ inline float reciprocal(float v) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+    return r;
+}
+__device__ inline float exp2_approximate(float v) {
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+    return r;
 }
 
 __device__ inline int lane_id() { return threadIdx.x % kWarp; }

@@ -1,0 +1,84 @@
+"""hip_kernels/README.md, made from the registry and the kernels' head comments: `python -m cc1d_lab.catalogue`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .paths import kernels_dir
+from .variants import VARIANTS, Variant
+
+_INTRODUCTION = """\
+# Kernels
+
+One algorithm a file, in plain HIP. The head comment of a file gives the idea and the way of the data; this page is made
+from those comments and from the registry (`python -m cc1d_lab.catalogue`; a test holds them together).
+
+| variant | what it is | takes |
+|---|---|---|
+{table}
+
+## How a kernel file is made
+
+Every file has the same movements in the same order: head comment, `#include "cc1d/config.h"`, compile-time constants,
+the kernel, `workspace_bytes`, `launch_stage`, `CC1D_EXPORT` with the names of its stages. `cc1d/packed.h` is the one
+other header: elements packed in words, for kernels at the memory's speed.
+
+- What is fixed for a cell reaches the kernel as a constant: `elem_t`, `weight_t`, `kWidth`, `kSilu`, `kChannelLast`,
+  `kWarp`, and each tunable as `CC1D_<NAME>`. Sizes, strides (in elements) and pointers come in `Params`
+  (`include/cc1d/params.h`).
+- Sums are `acc_t` (fp32). `from_float<elem_t>` rounds once, to nearest even, on store. Offsets are `index_t` (64 bits).
+- The second and third dimension of a grid end at 65,535, so kernels take their place from the first.
+- `__global__`, `__shared__`, `__syncthreads()`, `threadIdx` stand there literally. What the vendors name differently
+  has one neutral name: `launch<kernel>(grid, block, stream, p)`, `shuffle`, `shuffle_up`, `shuffle_down`, `lane_id`,
+  `float16`, `bfloat16`, the fragments of `matrix_core.h`. No `hip*` or `cuda*` name in a `.hip` file.
+- `kWarp` is 32 or 64. A barrier or a cross-lane operation must be reached by all threads of the block or wave: the
+  emulation reports it when not.
+
+## Adding a variant
+
+1. `hip_kernels/fwd_mine.hip`. `cc1d check --variant fwd_mine --backend cpu` compiles and checks it in a second or two.
+2. An entry in `cc1d_lab/variants.py`: name, summary, what it takes, its tunables.
+
+Then `python -m cc1d_lab.catalogue`. Charts, YAML, `cc1d list` and the tests know it from there.
+"""
+
+
+def kernels_readme() -> str:
+    """The text of hip_kernels/README.md."""
+    shown = [v for v in VARIANTS.values() if v.source]
+    table = "\n".join(f"| `{v.name}` | {v.summary} | {_takes(v)} |" for v in shown)
+    return "\n".join([_INTRODUCTION.format(table=table), *(_chapter(v) for v in shown)])
+
+
+def head_comment(path: Path) -> list[str]:
+    """The lines of the comment that a kernel file begins with, without their slashes."""
+    lines = path.read_text().splitlines()
+    end = next(i for i, line in enumerate(lines) if not line.startswith("//"))
+    return [line[3:] for line in lines[:end]]
+
+
+def _takes(variant: Variant) -> str:
+    dtypes = "any dtype" if len(variant.dtypes) >= 3 else ", ".join(variant.dtypes)
+    layouts = "both layouts" if len(variant.layouts) == 2 else variant.layouts[0]
+    low, high = variant.widths
+    return f"{dtypes}; {layouts}; width {low} to {high}"
+
+
+def _chapter(variant: Variant) -> str:
+    """Prose as it is, the sketch (what is indented) as a block of code."""
+    parts: list[str] = [f"## {variant.name}", ""]
+    fenced = False
+    for line in head_comment(kernels_dir() / f"{variant.name}.hip"):
+        sketch = line.startswith("  ") or (fenced and not line)
+        if sketch != fenced:
+            parts.append("```")
+            fenced = sketch
+        parts.append(line)
+    if fenced:
+        parts.append("```")
+    knobs = ", ".join(f"`{n}` ({', '.join(map(str, t.choices))}; {t.default})" for n, t in variant.tunables.items())
+    return "\n".join([*parts, "", *([f"Tunables: {knobs}.", ""] if knobs else [])])
+
+
+if __name__ == "__main__":
+    (kernels_dir() / "README.md").write_text(kernels_readme())

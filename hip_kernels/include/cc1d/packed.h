@@ -1,0 +1,110 @@
+// Elements packed in 32-bit registers, and division by an invariant: what the kernels at the memory's speed are made of.
+//
+// A struct of 16-bit elements is taken apart by compilers, and its stores with it: a warp then writes half sectors. Words stay.
+#pragma once
+
+template <typename To, typename From>
+__device__ inline To bits_as(const From& from) {
+    static_assert(sizeof(To) == sizeof(From), "the same bits under another name");
+    To to;
+    __builtin_memcpy(&to, &from, sizeof(to));
+    return to;
+}
+
+#if !defined(CC1D_HAS_PACK_PAIR)
+template <typename T>
+__device__ inline uint32_t pack_pair(float low, float high) {
+    return bits_as<uint16_t>(from_float<T>(low)) | static_cast<uint32_t>(bits_as<uint16_t>(from_float<T>(high))) << 16;
+}
+#endif
+
+template <typename T, int N>
+struct Packed {
+    static constexpr int kPerWord = 4 / sizeof(T);
+    static constexpr int kWords = N / kPerWord;
+    uint32_t words[kWords];
+
+    __device__ float at(int i) const {
+        if constexpr (sizeof(T) == 4) return bits_as<float>(words[i]);
+        else if constexpr (is_bfloat16<T>) return bits_as<float>(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
+        else return to_float(bits_as<T>(static_cast<uint16_t>(words[i / 2] >> (i % 2 ? 16 : 0))));
+    }
+
+    // For an element at a time; starts from zero words.
+    __device__ void put(int i, T v) {
+        if constexpr (sizeof(T) == 4) words[i] = bits_as<uint32_t>(v);
+        else words[i / 2] |= static_cast<uint32_t>(bits_as<uint16_t>(v)) << (i % 2 ? 16 : 0);
+    }
+
+    __device__ T get(int i) const {
+        if constexpr (sizeof(T) == 4) return bits_as<T>(words[i]);
+        else return bits_as<T>(static_cast<uint16_t>(words[i / 2] >> (i % 2 ? 16 : 0)));
+    }
+
+    __device__ static Packed zero() {
+        Packed p;
+        for (int w = 0; w < kWords; ++w) p.words[w] = 0;
+        return p;
+    }
+
+    // Rounds to nearest even.
+    __device__ static Packed from(const float (&v)[N]) {
+        Packed p;
+        for (int w = 0; w < kWords; ++w) {
+            if constexpr (sizeof(T) == 4) p.words[w] = bits_as<uint32_t>(v[w]);
+            else p.words[w] = pack_pair<T>(v[2 * w], v[2 * w + 1]);
+        }
+        return p;
+    }
+
+    // The largest access that divides it, of at most 16 bytes, which `from` and `to` must be aligned to.
+    static constexpr int kAccess = kWords % 4 == 0 ? 4 : kWords % 2 == 0 ? 2 : 1;
+    using raw_t = typename Raw<4 * kAccess>::type;
+
+    __device__ static Packed load(const T* from) {
+        Packed p;
+        for (int w = 0; w < kWords; w += kAccess) {
+            const raw_t raw = *reinterpret_cast<const raw_t*>(from + w * kPerWord);
+            __builtin_memcpy(p.words + w, &raw, sizeof(raw));
+        }
+        return p;
+    }
+
+    __device__ void store(T* to) const {
+        for (int w = 0; w < kWords; w += kAccess) {
+            auto* quad = reinterpret_cast<raw_t*>(to + w * kPerWord);
+            if constexpr (kAccess == 4) store_raw(quad, raw_t{words[w], words[w + 1], words[w + 2], words[w + 3]});
+            else if constexpr (kAccess == 2) store_raw(quad, raw_t{words[w], words[w + 1]});
+            else store_raw(quad, words[w]);
+        }
+    }
+};
+
+// `N` neighbouring parameters (weight or bias), in wide accesses where they lie side by side on their own alignment.
+template <int N, typename T>
+__device__ inline void load_parameters(float (&to)[N], const T* from, int64_t stride) {
+    if constexpr (N * sizeof(T) % 4 == 0 && sizeof(T) <= 4) {
+        using together_t = Packed<T, N>;
+        if (stride == 1 && reinterpret_cast<uintptr_t>(from) % sizeof(typename together_t::raw_t) == 0) {
+            const together_t v = together_t::load(from);
+            for (int i = 0; i < N; ++i) to[i] = v.at(i);
+            return;
+        }
+    }
+    for (int i = 0; i < N; ++i) to[i] = to_float(from[i * stride]);
+}
+
+// n / d for a d that is the same for all threads: a multiplication and a shift. Right for n < 2^31 (Granlund and
+// Montgomery, Division by invariant integers using multiplication, 1994).
+struct Divisor {
+    uint32_t d, magic, shift;
+
+    explicit Divisor(int64_t divisor) : d(static_cast<uint32_t>(divisor)), magic(0), shift(0) {
+        while ((uint64_t{1} << shift) < d) ++shift;
+        magic = static_cast<uint32_t>(((uint64_t{1} << (31 + shift)) + d - 1) / d);  // at most 2^31 * 2^shift / d < 2^32
+    }
+
+    __device__ uint32_t operator()(uint32_t n) const {
+        return static_cast<uint32_t>((static_cast<uint64_t>(n) * magic) >> 31 >> shift);
+    }
+};

@@ -1,0 +1,21 @@
+"""hip_kernels/README.md says what the registry and the head comments say."""
+
+from __future__ import annotations
+
+import pytest
+
+from cc1d_lab import catalogue, paths
+from cc1d_lab.variants import VARIANTS
+
+SOURCES = [v for v in VARIANTS.values() if v.source]
+
+
+def test_the_readme_of_the_kernels_is_up_to_date() -> None:
+    assert (paths.kernels_dir() / "README.md").read_text() == catalogue.kernels_readme(), "python -m cc1d_lab.catalogue"
+
+
+@pytest.mark.parametrize("variant", SOURCES, ids=lambda v: v.name)
+def test_every_head_comment_has_an_idea_and_a_sketch(variant: object) -> None:
+    lines = catalogue.head_comment(paths.kernels_dir() / f"{variant.name}.hip")
+    assert lines[0].endswith((".", ":", ";")) or len(lines) > 1
+    assert any(line.startswith("  ") and line.strip() for line in lines), "a sketch of how the data moves, indented"
