@@ -1,10 +1,14 @@
-"""hip_kernels/README.md, made from the registry and the kernels' head comments: `python -m cc1d_lab.catalogue`."""
+"""What the documentation says of the variants, made from the registry, the head comments and published rows.
+
+`python -m cc1d_lab.catalogue` writes hip_kernels/README.md, and in a checkout the README's ladder and its chart.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from .paths import kernels_dir
+from .paths import checkout, kernels_dir
+from .results import Row, load_rows, read
 from .variants import VARIANTS, Variant
 
 _INTRODUCTION = """\
@@ -80,5 +84,59 @@ def _chapter(variant: Variant) -> str:
     return "\n".join([*parts, "", *([f"Tunables: {knobs}.", ""] if knobs else [])])
 
 
-if __name__ == "__main__":
+# --- the README's ladder ---------------------------------------------------------------------------
+
+PUBLISHED = Path("reports") / "h100" / "ceiling"
+_MARKS = ("<!-- ladder: python -m cc1d_lab.catalogue -->", "<!-- end of ladder -->")
+_SHAPE = {"batch": 8, "dim": 5120, "seqlen": 2048}
+
+
+def ladder(rows: list[Row]) -> str:
+    """A table of variants by share of the copy at one shape, from published rows; the best layout of each."""
+    head = [
+        "| variant | its one idea | layout | bfloat16 | float32 |",
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *(line for v in VARIANTS.values() for line in _rungs(v, rows))])
+
+
+def _rungs(variant: Variant, rows: list[Row]) -> list[str]:
+    lines = []
+    for layout in variant.layouts:
+        shares = {row["dtype"]: row for row in rows if _is_rung(row, variant.name, layout)}
+        if shares:
+            both = " | ".join(_share(shares.get(dtype)) for dtype in ("bfloat16", "float32"))
+            lines.append(f"| `{variant.name}` | {variant.summary} | {layout} | {both} |")
+    return lines
+
+
+def _is_rung(row: Row, variant: str, layout: str) -> bool:
+    shape = {name: row[name] for name in _SHAPE}
+    return row["variant"] == variant and row["layout"] == layout and shape == _SHAPE and row["status"] == "ok"
+
+
+def _share(row: Row | None) -> str:
+    return f"{row['time_us_p50']:.0f} us, {row['pct_copy']:.1f} %" if row else "–"
+
+
+def with_ladder(readme: str, rows: list[Row]) -> str:
+    """The README with its ladder made anew."""
+    before, rest = readme.split(_MARKS[0])
+    after = rest.split(_MARKS[1])[1]
+    return f"{before}{_MARKS[0]}\n{ladder(rows)}\n{_MARKS[1]}{after}"
+
+
+def _main() -> None:
     (kernels_dir() / "README.md").write_text(kernels_readme())
+    root = checkout()
+    if root:
+        from . import plots
+
+        (root / "README.md").write_text(
+            with_ladder((root / "README.md").read_text(), read(root / PUBLISHED / "rows.jsonl"))
+        )
+        (root / "docs" / "h100.png").write_bytes(plots.to_png(plots.share_of_copy(load_rows(root / PUBLISHED))))
+
+
+if __name__ == "__main__":
+    _main()

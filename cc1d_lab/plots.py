@@ -375,6 +375,46 @@ def _flag_note(timed: pd.DataFrame) -> list[str]:
 
 
 @_styled
+def share_of_copy(df: pd.DataFrame) -> Figure:
+    """Percent of the measured copy of as many bytes, a line per case, a mark per variant; a panel per dtype and layout.
+
+    Only rows that are ok and have such a copy beside them, so nothing from the CPU emulation.
+    """
+    title = "Share of the copy's speed"
+    df = _without_helpers(df)
+    timed = tables.ok(df)
+    timed = timed[(timed["backend"] != "cpu") & timed["pct_copy"].notna()]
+    if timed.empty:
+        return _nothing(title, df, "no row is ok and has a measured copy beside it")
+    panels = _panels(timed)
+    names = tables.order(timed["variant"])
+    rows = max(part.groupby(["batch", "dim", "seqlen", "width"]).ngroups for _, part in panels)
+    sheet = _sheet(title, timed, len(panels), (4.6, 0.9 + 0.3 * rows), _columns(panels), entries=len(names) + 1)
+    for axes, (label, part) in zip(sheet.panels, panels, strict=True):
+        _share_panel(axes, part)
+        axes.set_title(label)
+    handles: list[Any] = _marker_handles(names)
+    handles.append(Line2D([], [], color=_CEILING, linestyle=(0, (8, 3)), linewidth=1.4, label="measured copy"))
+    sheet.notes += ["right is better", *_flag_note(timed)]
+    return sheet.finish(handles)
+
+
+def _share_panel(axes: Axes, part: pd.DataFrame) -> None:
+    part = part.sort_values(["bytes", "seqlen"], ascending=False)
+    shapes = part["batch"].astype(str) + " x " + part["dim"].astype(str) + " x " + part["seqlen"].astype(str)
+    places = {shape: place for place, shape in enumerate(dict.fromkeys(shapes))}
+    for variant, mine in part.groupby("variant", sort=False):
+        look = style(str(variant))
+        axes.plot(
+            mine["pct_copy"], [places[s] for s in shapes[mine.index]], look.marker, color=look.color, markersize=6
+        )
+    axes.axvline(100, color=_CEILING, linestyle=(0, (8, 3)), linewidth=1.4)
+    axes.set_yticks(list(places.values()), list(places), fontsize=8)
+    axes.set_xlim(0, 110)
+    axes.set_xlabel("% of the copy's speed (batch x dim x seqlen)")
+
+
+@_styled
 def error(df: pd.DataFrame) -> Figure:
     """Error per variant and dtype: share of the error bound used (1 is the limit), and rms error in ULP.
 

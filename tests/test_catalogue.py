@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cc1d_lab import catalogue, paths
+from cc1d_lab import catalogue, paths, results
 from cc1d_lab.variants import VARIANTS
 
 SOURCES = [v for v in VARIANTS.values() if v.source]
@@ -12,6 +12,14 @@ SOURCES = [v for v in VARIANTS.values() if v.source]
 
 def test_the_readme_of_the_kernels_is_up_to_date() -> None:
     assert (paths.kernels_dir() / "README.md").read_text() == catalogue.kernels_readme(), "python -m cc1d_lab.catalogue"
+
+
+def test_the_ladder_of_the_readme_comes_from_the_published_rows() -> None:
+    root = paths.PACKAGE.parent
+    readme = (root / "README.md").read_text()
+    rows = results.read(root / catalogue.PUBLISHED / "rows.jsonl")
+    assert readme == catalogue.with_ladder(readme, rows), "python -m cc1d_lab.catalogue"
+    assert "fwd_register" in catalogue.ladder(rows)
 
 
 @pytest.mark.parametrize("variant", SOURCES, ids=lambda v: v.name)

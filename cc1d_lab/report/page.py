@@ -79,25 +79,35 @@ def _environment(info: Info) -> list[tuple[str, str, str]]:
 
 # ---- charts
 
-_CHARTS: tuple[tuple[str, Callable[[pd.DataFrame], Any], str], ...] = (
+# name, chart, caption, and the column without which there is nothing to draw
+_CHARTS: tuple[tuple[str, Callable[[pd.DataFrame], Any], str, str], ...] = (
+    (
+        "share_of_copy",
+        plots.share_of_copy,
+        "Time of the faster copy of as many bytes, measured in the same rounds, over the time of the variant.",
+        "pct_copy",
+    ),
     (
         "throughput",
         plots.throughput,
         "Bytes counted from the case (x read once, out written once, weight and bias read once) over the median time.",
+        "status",
     ),
     (
         "error",
         plots.error,
         "Above: the largest error of a case as a share of the bound that it must keep. Below: the rms error in units in"
         " the last place of the output type. F.conv1d is judged by the same oracle and bound.",
+        "status",
     ),
     (
         "error_vs_throughput",
         plots.error_vs_throughput,
         "Precision bought or sold for speed: a point per variant and case.",
+        "status",
     ),
-    ("status", plots.status_matrix, "Every cell of the run: what ended how."),
-    ("stages", plots.stages, "Pipelines of several kernels: where the device time goes."),
+    ("status", plots.status_matrix, "Every cell of the run: what ended how.", "status"),
+    ("stages", plots.stages, "Pipelines of several kernels: where the device time goes.", "stage_us"),
 )
 
 
@@ -107,8 +117,8 @@ def draw(rows: pd.DataFrame, folder: Path) -> list[Picture]:
     places = tables.families(rows, ("backend", "arch", "device"))
     for number, (_, part) in enumerate(places):
         suffix = f"-{number}" if len(places) > 1 else ""
-        for name, chart, caption in _CHARTS:
-            if name != "stages" or part["stage_us"].notna().any():
+        for name, chart, caption, needed in _CHARTS:
+            if part[needed].notna().any():
                 pictures.append(_picture(part, chart, caption, folder / f"{name}{suffix}"))
     return pictures
 
