@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
-from . import backends, build, kernel, reference, timing, variants
+from . import backends, build, kernel, oracle, reference, timing, variants
 from .case import Case
 from .cell import Cell
 from .errors import Cc1dError, CompileError, ConfigError, LaunchError, ToolchainError
-from .reference import Inputs
+from .reference import Inputs, Outputs
 from .results import SCHEMA_VERSION, Row, new_row
 from .timing import Launch, Policy
 
-Launcher = Callable[[Inputs, torch.Tensor], Launch]  # inputs, out -> a launch
+Launcher = Callable[[Inputs, Outputs], Launch]  # inputs, outputs -> a launch
 Phase = Callable[[str, str], None]  # told the cell_id and what begins: build, check or time
 
 
@@ -106,6 +106,8 @@ def check(cell: Cell, phase: Phase = lambda cell_id, what: None) -> Row | Ready:
     variant = variants.get(cell.variant)
     backend = backends.get(cell.backend)
     reason = variants.why_not(variant, cell.case, cell.backend) or backends.why_not_run(backend)
+    if cell.case.dtype == "float64":
+        reason = reason or "dtype float64: there is nothing to hold it against; gradcheck takes it"
     if reason:
         return base_row(cell, status="unsupported", reason=reason)
     phase(cell.cell_id, "build")
@@ -150,7 +152,12 @@ def _compiled(cell: Cell) -> _Candidate:
 
 
 def _launcher(loaded: kernel.Kernel) -> Launcher:
-    return lambda inputs, out: kernel.bind(loaded, inputs.x, inputs.weight, inputs.bias, out)
+    def bind(inputs: Inputs, outputs: Outputs) -> Launch:
+        out, more = outputs.get("out"), {**inputs.more, **outputs}  # the state of an update is an output
+        more.pop("out", None)
+        return kernel.bind(loaded, inputs.x, inputs.weight, inputs.bias, out, **more)
+
+    return bind
 
 
 def _set_schedule(loaded: kernel.Kernel) -> Callable[[int], None]:
@@ -164,10 +171,16 @@ def _set_schedule(loaded: kernel.Kernel) -> Callable[[int], None]:
 
 def _baseline(cell: Cell) -> _Candidate:
     def checked(case: Case) -> Launcher:
-        return lambda inputs, out: _discard(lambda: out.copy_(reference.torch_conv1d(case, inputs)))
+        def fill(inputs: Inputs, outputs: Outputs) -> None:
+            for name, found in reference.torch_outputs(case, inputs).items():
+                outputs[name].copy_(found)
 
-    def timed(inputs: Inputs, out: torch.Tensor) -> Launch:
-        return _discard(lambda: reference.torch_conv1d(cell.case, inputs))
+        return lambda inputs, outputs: _discard(functools.partial(fill, inputs, outputs))
+
+    def timed(inputs: Inputs, outputs: Outputs) -> Launch:
+        if cell.case.op == "bwd":
+            return _discard(reference.torch_backward(cell.case, inputs))
+        return _discard(lambda: reference.torch_outputs(cell.case, inputs))
 
     return _Candidate(checked(cell.case), checked(without_activation(cell.case)), timed, {})
 
@@ -194,21 +207,26 @@ class _Problem:
     """What every cell of a group is held against. `theirs` are the error columns of F.conv1d."""
 
     inputs: Inputs
-    truth: reference.Oracle
+    truths: dict[str, reference.Oracle]
     theirs: dict[str, Any]
     integers: Inputs
-    integers_out: torch.Tensor
+    integers_truths: dict[str, reference.Oracle]
 
 
 @functools.lru_cache(maxsize=1)  # the cells of a group come one after the other
 def _problem(case: Case, device: str) -> _Problem:
     inputs = reference.make_inputs(case, device)
-    truth = reference.oracle(case, inputs)
-    theirs = reference.errors(case, reference.torch_conv1d(case, inputs), truth)
-    columns = {f"torch_{k}": v for k, v in theirs.items() if k not in ("first_bad", "field_tolerance")}
+    truths = oracle.truths(case, inputs)
     plain = without_activation(case)
     integers = reference.make_inputs(plain, device, "integers")
-    return _Problem(inputs, truth, columns, integers, reference.oracle(plain, integers).y.to(inputs.x.dtype))
+    return _Problem(inputs, truths, _their_errors(case, inputs, truths), integers, oracle.truths(plain, integers))
+
+
+def _their_errors(case: Case, inputs: Inputs, truths: Mapping[str, reference.Oracle]) -> dict[str, Any]:
+    if case.states or case.seq_idx:
+        return {}  # F.conv1d has neither
+    theirs = reference.all_errors(case, reference.torch_outputs(case, inputs), truths)
+    return {f"torch_{k}": v for k, v in theirs.items() if k not in ("first_bad", "field_tolerance", "output_errors")}
 
 
 def _examine(case: Case, device: str, candidate: _Candidate) -> dict[str, Any]:
@@ -217,7 +235,7 @@ def _examine(case: Case, device: str, candidate: _Candidate) -> dict[str, Any]:
     inputs = _copy_of(case, problem.inputs)  # the kernel gets a copy: it may be one that writes its input
     out, clean = _run(case, candidate.launcher, inputs)
     return {
-        **reference.errors(case, out, problem.truth),
+        **reference.all_errors(case, out, problem.truths),
         **problem.theirs,
         "gaps_untouched": clean and _same_bits(problem.inputs.x_buffer, inputs.x_buffer),
         "repeatable": _is_repeatable(case, candidate, inputs, out),
@@ -242,14 +260,15 @@ def _verdict(findings: Mapping[str, Any]) -> str:
     return "; ".join(reason for name, reason in reasons.items() if not findings[name])
 
 
-def _run(case: Case, launcher: Launcher, inputs: Inputs) -> tuple[torch.Tensor, bool]:
-    """Launch once on a poisoned output. Returns it, and whether everything around it is untouched."""
-    out, buffer = reference.empty_view(case, inputs.x.device.type, inputs.x.dtype)
-    launcher(inputs, out)(timing.current_stream(inputs.x.device.type))
+def _run(case: Case, launcher: Launcher, inputs: Inputs) -> tuple[Outputs, bool]:
+    """Launch once on poisoned outputs. Returns them, and whether everything around them is untouched."""
+    outputs, buffers = reference.make_outputs(case, inputs)
+    launcher(inputs, outputs)(timing.current_stream(inputs.x.device.type))
     timing.synchronize(inputs.x.device.type)
-    result = out.clone()
-    out.view(_INT[out.element_size()]).fill_(-1)  # what belongs to the kernel is poisoned again; the rest must still be
-    return result, bool((buffer.view(torch.uint8) == 0xFF).all())
+    results = {name: out.clone() for name, out in outputs.items()}
+    for out in outputs.values():  # what belongs to the kernel is poisoned again; the rest must still be
+        out.view(_INT[out.element_size()]).fill_(-1)
+    return results, all(bool((buffer.view(torch.uint8) == 0xFF).all()) for buffer in buffers.values())
 
 
 _INT = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -259,45 +278,69 @@ def _copy_of(case: Case, inputs: Inputs) -> Inputs:
     """The same inputs in a buffer of their own, with the same strides and alignment."""
     x, buffer = reference.empty_view(case, inputs.x.device.type, inputs.x.dtype)
     x.copy_(inputs.x)
-    return dataclasses.replace(inputs, x=x, x_buffer=buffer)
+    more = dict(inputs.more)
+    if "dout" in more:
+        more["dout"] = reference.empty_view(case, inputs.x.device.type, inputs.x.dtype)[0].copy_(more["dout"])
+    return dataclasses.replace(inputs, x=x, x_buffer=buffer, more=more)
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(torch.equal(a.view(_INT[a.element_size()]), b.view(_INT[b.element_size()])))
 
 
-def _is_repeatable(case: Case, candidate: _Candidate, inputs: Inputs, out: torch.Tensor) -> bool:
+def _is_repeatable(case: Case, candidate: _Candidate, inputs: Inputs, out: Outputs) -> bool:
     candidate.schedule(1)
     try:
-        return _same_bits(_run(case, candidate.launcher, inputs)[0], out)
+        again = _run(case, candidate.launcher, inputs)[0]
+        return all(_same_bits(again[name], first) for name, first in out.items())
     finally:
         candidate.schedule(0)
 
 
-def _is_causal(case: Case, candidate: _Candidate, inputs: Inputs, out: torch.Tensor) -> bool:
-    """Change x from a step on, and see that what comes before it stays. At the start, the middle and the end."""
+def _is_causal(case: Case, candidate: _Candidate, inputs: Inputs, out: Outputs) -> bool:
+    """Change x from a step on, and see that what comes before it stays. At the start, the middle and the end.
+
+    Of a backward the mirror image: change dout before a step, and see that dx from it on stays.
+    """
+    backward = case.op == "bwd"
+    name = "dx" if backward else "out"
     for start in sorted({1, case.seqlen // 2, case.seqlen - 1} & set(range(1, case.seqlen))):
+        before, after = (slice(None), slice(None), slice(0, start)), (slice(None), slice(None), slice(start, None))
         changed = _copy_of(case, inputs)
-        changed.x[:, :, start:] = -3 * changed.x[:, :, start:] - 1
-        if not _same_bits(_run(case, candidate.launcher, changed)[0][:, :, :start], out[:, :, :start]):
+        target, where = (changed.more["dout"], before) if backward else (changed.x, after)
+        target[where] = -3 * target[where] - 1
+        kept = after if backward else before
+        if not _same_bits(_run(case, candidate.launcher, changed)[0][name][kept], out[name][kept]):
             return False
     return True
 
 
 def _is_exact(case: Case, candidate: _Candidate, problem: _Problem) -> bool:
-    inputs = _copy_of(case, problem.integers)
-    return bool((_run(case, candidate.integer_launcher, inputs)[0] == problem.integers_out).all())
+    """Integers give the exact integers, but for sums that fp32 cannot hold (of gradients, over 500,000 steps)."""
+    found = _run(case, candidate.integer_launcher, _copy_of(case, problem.integers))[0]
+    for name, truth in problem.integers_truths.items():
+        held = truth.y.abs() < 2**24 - 31 * case.batch * case.seqlen if name in ("dweight", "dbias") else None
+        same = found[name] == truth.y.to(found[name].dtype)
+        if not bool((same if held is None else same | ~held).all()):
+            return False
+    return True
 
 
 def _nan_stays(case: Case, candidate: _Candidate, inputs: Inputs) -> bool:
-    """A NaN at step t of the middle channel reaches exactly the outputs t to t + width - 1 of that channel."""
-    dim = case.dim // 2
-    expected = torch.zeros(case.batch, case.dim, case.seqlen, dtype=torch.bool, device=inputs.x.device)
+    """A NaN at the start, the middle and the end of the middle channel reaches what the definition says, and no more.
+
+    In a plain forward that is the outputs t to t + width - 1 of that channel.
+    """
     changed = _copy_of(case, inputs)
     for t in {0, case.seqlen // 2, case.seqlen - 1}:
-        changed.x[:, dim, t] = float("nan")
-        expected[:, dim, t : t + case.width] = True
-    return bool(torch.equal(_run(case, candidate.launcher, changed)[0].isnan(), expected))
+        changed.x[:, case.dim // 2, t] = float("nan")
+    found, truths = _run(case, candidate.launcher, changed)[0], oracle.truths(case, changed)
+    return all(torch.equal(_nan_places(found[name]), _nan_places(truth.y)) for name, truth in truths.items())
+
+
+def _nan_places(t: torch.Tensor) -> torch.Tensor:
+    """Where a NaN is; in dweight and dbias only in which channels, since 0 times NaN may be left out or not."""
+    return t.isnan() if t.dim() == 3 else t.reshape(len(t), -1).isnan().any(1)
 
 
 # --- how fast it is -------------------------------------------------------------------------------
@@ -311,7 +354,7 @@ def _time_group(first: Cell, ready: Mapping[str, Ready], policy: Policy | None) 
     members = {cell_id: [found.launcher(i, o) for i, o in sets] for cell_id, found in ready.items()}
     stages = {cell_id: _stages(launches[0]) for cell_id, launches in members.items()}
     if on_gpu:
-        members |= _ceilings(first, sets)
+        members |= _ceilings(first, len(sets), backend.torch_device)
     times = timing.measure(members, policy, backend.torch_device, cold=len(sets) > 1)
     stage_times = {cell_id: timing.measure(s, policy, backend.torch_device) for cell_id, s in stages.items() if s}
     state = timing.device_state(backend.torch_device)
@@ -321,11 +364,11 @@ def _time_group(first: Cell, ready: Mapping[str, Ready], policy: Policy | None) 
     }
 
 
-def _input_sets(case: Case, device: str) -> list[tuple[Inputs, torch.Tensor]]:
+def _input_sets(case: Case, device: str) -> list[tuple[Inputs, Outputs]]:
     """Inputs and outputs to rotate over: on a GPU over three times its cache, so that every launch finds it cold."""
     wanted = timing.cold_sets(case.bytes(), device)
     inputs = reference.make_inputs(case, device)
-    return [(_copy_of(case, inputs), reference.empty_view(case, device, inputs.x.dtype)[0]) for _ in range(wanted)]
+    return [(_copy_of(case, inputs), reference.make_outputs(case, inputs)[0]) for _ in range(wanted)]
 
 
 def _stages(launch: Launch) -> dict[str, list[Launch]]:
@@ -337,23 +380,18 @@ def _stages(launch: Launch) -> dict[str, list[Launch]]:
 
 def ceiling_case(case: Case) -> Case:
     """The case that the copy kernel is compiled for: as many bytes, lying side by side."""
-    return dataclasses.replace(case, layout="channel_first", view="contiguous", row_stride=0)
+    steps = case.seqlen + (case.width - 1 if case.states or case.op == "update" else 0)
+    if case.op == "bwd":
+        steps = -(-3 * steps // 2)  # three tensors are moved, not two
+    plain = dataclasses.replace(case, op="fwd", states=False, seq_idx=False, seqlen=steps)
+    return dataclasses.replace(plain, layout="channel_first", view="contiguous", row_stride=0)
 
 
-def _ceilings(first: Cell, sets: list[tuple[Inputs, torch.Tensor]]) -> dict[str, list[Launch]]:
+def _ceilings(first: Cell, sets: int, device: str) -> dict[str, list[Launch]]:
     """Copies of as many bytes, by the runtime and by our own kernel, and an empty launch."""
-    case = first.case
-    plain = ceiling_case(case)
-    device = sets[0][0].x.device.type
-    pairs = [
-        (
-            dataclasses.replace(i, x=reference.empty_view(plain, device, i.x.dtype)[0]),
-            reference.empty_view(plain, device, i.x.dtype)[0],
-        )
-        for i, _ in sets
-    ]
-    for (inputs, _), (filled, _) in zip(pairs, sets, strict=True):
-        inputs.x.copy_(filled.x)
+    plain = ceiling_case(first.case)
+    inputs = reference.make_inputs(plain, device)
+    pairs = [(_copy_of(plain, inputs), reference.empty_view(plain, device, inputs.x.dtype)[0]) for _ in range(sets)]
     own = {
         name: kernel.load(build.build(variants.get(name), plain, {}, first.backend, first.arch).library)
         for name in ("copy", "empty")

@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -192,7 +193,7 @@ class Experiment(BaseModel):
             Cell(variant.name, where, case, knobs)
             for where in self._backends(backend)
             for case in self._cases_on(where)
-            for variant in self._variants()
+            for variant in self._variants(case.op)
             for knobs in self._knobs(variant.name)
         )
         return list({cell.cell_id: cell for cell in found}.values())
@@ -201,8 +202,19 @@ class Experiment(BaseModel):
         """How launches are timed on `backend`."""
         return self.timing.resolve("cpu" if backend == "cpu" else "gpu")
 
-    def _variants(self) -> list[registry.Variant]:
-        return registry.select([*self.variants, *self.baselines])
+    def _variants(self, op: str) -> list[registry.Variant]:
+        """What meets cases of `op`: `all` is every kernel of it, and a name stays when it is for another."""
+        return registry.select([*self.variants, *self.baselines], op)
+
+    def _ops(self) -> Counter[str]:
+        """How many cases each op has, counted without making them."""
+        base, axes = _given(self.base), _given(self.axes)
+        found: Counter[str] = Counter(_given(case).get("op", base.get("op", "fwd")) for case in self.cases)
+        if axes or not self.cases:
+            each = math.prod(len(values) for name, values in axes.items() if name != "op")
+            for op in axes.get("op", [base.get("op", "fwd")]):
+                found[op] += each
+        return found
 
     def _backends(self, backend: str | None) -> list[str]:
         names = self.backends if backend in (None, "auto") else [_check_backend(str(backend))]
@@ -235,10 +247,10 @@ class Experiment(BaseModel):
 
     def count(self) -> int:
         """Number of cells on one backend, counted without building them."""
-        axes = _given(self.axes)
-        cases = len(self.cases) + (math.prod(map(len, axes.values())) if axes or not self.cases else 0)
-        per_case = sum(math.prod(map(len, self.tunables.get(v.name, {}).values())) for v in self._variants())
-        return cases * per_case
+        return sum(n * self._count_of(op) for op, n in self._ops().items())
+
+    def _count_of(self, op: str) -> int:
+        return sum(math.prod(map(len, self.tunables.get(v.name, {}).values())) for v in self._variants(op))
 
     @model_validator(mode="after")
     def _check_all(self) -> Experiment:
@@ -255,7 +267,7 @@ class Experiment(BaseModel):
 
     def _check_tunables(self, variant: str, knobs: Mapping[str, list[int]]) -> None:
         try:
-            one_of("variant", variant, [v.name for v in self._variants()])
+            one_of("variant", variant, [v.name for op in self._ops() for v in self._variants(op)])
         except ConfigError as e:
             raise _LocatedError(("tunables", variant), str(e)) from e
         for knob, values in knobs.items():

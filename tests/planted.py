@@ -12,6 +12,10 @@ from cc1d_lab.case import Case
 _SHARED = {"dtype": "bfloat16", "seqlen": 1134, "dim": 5}
 _LAST = {"layout": "channel_last", "dtype": "bfloat16", "seqlen": 129, "dim": 70}
 _SMALL = {"batch": 1, "dim": 8, "seqlen": 63}  # what it writes too much stays in the guard behind the output
+_BWD = {"op": "bwd", "seqlen": 131, "dim": 6}
+_BWD_LAST = {"op": "bwd", "layout": "channel_last", "seqlen": 131, "dim": 70}
+_UPDATE = {"op": "update", "seqlen": 3}
+_PACKED = {"states": True, "seq_idx": True}
 _GEMM = {"dtype": "float16", "seqlen": 37, "dim": 20}
 
 
@@ -29,8 +33,9 @@ class Planted:
 
 
 def _bug(name: str, variant: str, old: str, new: str, nth: int = 0, file: str = "", **case: object) -> Planted:
-    defaults = {"fwd_shared_memory": _SHARED, "fwd_channel_last": _LAST, "fwd_im2col_wmma": _GEMM}.get(variant, {})
-    values = {"batch": 2, "dim": 6, "seqlen": 131, **defaults, **case}
+    backward = {"bwd_naive": _BWD, "bwd_two_stage": _BWD, "bwd_channel_last": _BWD_LAST, "update_naive": _UPDATE}
+    defaults = backward | {"fwd_shared_memory": _SHARED, "fwd_channel_last": _LAST, "fwd_im2col_wmma": _GEMM}
+    values = {"batch": 2, "dim": 6, "seqlen": 131, **defaults.get(variant, {}), **case}
     return Planted(name, variant, old, new, Case(**values), file or f"{variant}.hip", nth)
 
 
@@ -111,6 +116,76 @@ BUGS = (
         "tile[LaneMap::k(lane, i) * ld + lane % 16]",
         file="include/cc1d/matrix_core.h",
     ),
+    _bug("initial state ignored", "fwd_naive", "from >= seen", "from >= seen && from >= 0", **_PACKED),
+    _bug("states smeared across sequences", "fwd_naive", "from >= seen", "true", **_PACKED),
+    _bug("padding not zero", "fwd_shared_memory", "padding ? acc_t(0) : activate(sum)", "activate(sum)", **_PACKED),
+    _bug("halo of another sequence", "fwd_channel_last", "!kSeqIdx || w >= seen", "true", **_PACKED),
+    _bug(
+        "final state of the row's end",
+        "fwd_channel_last",
+        "while (end > 0 && is_padding(p, batch, end - 1)) --end;",
+        "",
+        file="include/cc1d/states.h",
+        **_PACKED,
+    ),
+    _bug("taps of dx reversed", "bwd_naive", "weight(kWidth - 1 - k)", "weight(k)"),
+    _bug("dx of the wrong step", "bwd_naive", "gradient(t + k)", "gradient(t + k > 0 ? t + k - 1 : 0)"),
+    _bug(
+        "dout stride taken for that of x",
+        "bwd_naive",
+        "batch * p.dout_batch_stride",
+        "batch * p.dim * p.seqlen",
+        view="misaligned",
+    ),
+    _bug("a batch left out of dweight", "bwd_naive", "p.batch * p.seqlen : 0", "(p.batch - 1) * p.seqlen : 0"),
+    _bug("slope of SiLU forgotten", "bwd_naive", "dout * activate_slope(sum)", "dout"),
+    _bug(
+        "slope of SiLU 1 % off", "bwd_two_stage", "(acc_t(1) - s));", "(acc_t(0.99) - s));", file="include/cc1d/math.h"
+    ),
+    _bug("barrier after the load missing", "bwd_two_stage", "__syncthreads();", "", seqlen=1134),
+    _bug("barrier after g missing", "bwd_two_stage", "__syncthreads();", "", nth=1, seqlen=1134),
+    _bug(
+        "chunk ends without its halo",
+        "bwd_two_stage",
+        "i < kChunk + kHalo; i += kBlock) gradients",
+        "i < kChunk; i += kBlock) gradients",
+        seqlen=1134,
+    ),
+    _bug(
+        "g in the storage type",
+        "bwd_two_stage",
+        "return d * activate_slope(sum)",
+        "return to_float(from_float<elem_t>(d * activate_slope(sum)))",
+        dtype="bfloat16",
+    ),
+    _bug("only the first batch reduced", "bwd_two_stage", "batch < p.batch;", "batch < 1;"),
+    _bug(
+        "gradient of the state dropped",
+        "bwd_two_stage",
+        "sum += final_gradient",
+        "sum += 0 * final_gradient",
+        **_PACKED,
+    ),
+    _bug("barrier after the load missing", "bwd_channel_last", "__syncthreads();", ""),
+    _bug("steps past the end stored", "bwd_channel_last", "if (inside) store_part", "store_part", **_SMALL),
+    _bug("a tile left out", "bwd_channel_last", "tile < tiles;", "tile + 1 < tiles;"),
+    _bug(
+        "dbias counted with padding",
+        "bwd_channel_last",
+        "gradients[row][across * kVec + i] = inside ? g : acc_t(0)",
+        "gradients[row][across * kVec + i] = g + (inside ? acc_t(0) : bias[i])",
+        activation="none",
+    ),
+    _bug(
+        "state shifted by one step", "update_naive", "const index_t from = s + p.seqlen;", "const index_t from = s + 1;"
+    ),
+    _bug(
+        "older step of the state read",
+        "update_naive",
+        "index_t place = next + from;",
+        "index_t place = next + from - 1;",
+    ),
+    _bug("state not moved on", "update_naive", "s < p.state_len; ++s", "s < 0; ++s"),
 )
 
 CONTROLS = (

@@ -24,7 +24,7 @@ FLOORS = (
     ("code_object", "errors", "paths", "progress"),
     ("case", "strict_yaml"),
     ("results", "timing", "backends", "variants", "cell", "occupancy"),
-    ("build", "reference", "tables"),
+    ("build", "oracle", "reference", "tables"),
     ("kernel", "machine_code", "plots", "provenance"),
     ("anatomy", "catalogue", "evaluation", "ops"),
     ("experiment", "worker"),

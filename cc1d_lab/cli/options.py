@@ -138,5 +138,6 @@ def _case(variant: variants.Variant, given: dict[str, Any]) -> Case:
     fields = dict(given)
     silu, no_bias = fields.pop("use_silu"), fields.pop("no_bias")
     fields["layout"] = fields["layout"] or variant.layouts[0]
+    fields["op"] = "fwd" if variant.op == "any" else variant.op
     fields["weight_dtype"] = fields["weight_dtype"] or ""
     return Case(**fields | {"bias": not no_bias} | ({"activation": "silu"} if silu else {}))
