@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cc1d_lab import backends, build, variants
+from cc1d_lab import backends, build, experiment, variants
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.errors import CacheError, ConfigError, ToolchainError
@@ -158,10 +158,24 @@ def test_equal_builds_are_made_once() -> None:
     assert build.count(cells) == len(list(build.build_all(cells))) == 1
 
 
-def test_every_quick_cell_compiles_for_nvidia_where_nvcc_is() -> None:
-    reason = backends.get("nvidia").can_build()
-    if reason:
-        pytest.skip(reason)
+needs_nvcc = pytest.mark.skipif(bool(backends.get("nvidia").can_build()), reason=backends.get("nvidia").can_build())
+
+
+@needs_nvcc
+@pytest.mark.full
+def test_every_quick_cell_compiles_for_nvidia() -> None:
+    cells = [c for c in experiment.load("quick").cells("nvidia") if not variants.why_not(*_of(c))]
+    outcomes = list(build.build_all([replace(c, arch="sm_90") for c in cells]))
+    assert len(outcomes) > 20
+    assert [str(o) for _, o in outcomes if isinstance(o, Exception)] == []
+
+
+def _of(cell: Cell) -> tuple[variants.Variant, Case, str]:
+    return variants.get(cell.variant), cell.case, cell.backend
+
+
+@needs_nvcc
+def test_a_kernel_compiles_for_nvidia_without_spills() -> None:
     outcome = build.build(NAIVE, Case(dtype="bfloat16"), {}, "nvidia", "sm_90")
     assert outcome.resources["spills"] == 0
     assert outcome.resources["vgprs"] > 0

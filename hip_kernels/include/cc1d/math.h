@@ -33,7 +33,7 @@ constexpr float kSigmoidScale = 2.3283064365386963e-10f;
 
 __device__ inline float scaled_sigmoid(float y) {
     constexpr float kLog2e = 1.44269502f, kLog2eRest = 1.92596299e-8f, kLn2 = 0.693147182f;
-    y = fminf(y, 200.0f);
+    y = minimum(y, 200.0f);
     const float exponent = fmaf(y, -kLog2e, -32.0f);
     const float rounded_off = fmaf(y, -kLog2eRest, fmaf(y, -kLog2e, -(exponent + 32.0f)));
     return reciprocal(fmaf(exp2_approximate(exponent), fmaf(rounded_off, kLn2, 1.0f), kSigmoidScale));

@@ -83,6 +83,7 @@ void launch(dim3, dim3, stream_t, Args...) {}
 inline const char* launch_error() { return "built without the HIP runtime: device code only"; }
 #endif
 
+__device__ inline float minimum(float a, float b) { return fminf(a, b); }
 __device__ inline float reciprocal(float v) { return __builtin_amdgcn_rcpf(v); }
 __device__ inline float exp2_approximate(float v) { return __builtin_amdgcn_exp2f(v); }
 

@@ -62,6 +62,14 @@ static thread_local char shared_anchor;  // so that a kernel without shared arra
 static thread_local const char* last_error;  // set after a launch, so that poisoning the shared arrays does not matter
 }  // namespace cc1d_emulation
 
+namespace cc1d_emulation {
+// A direct call, so that the kernel is inlined into the loop over its threads: called, each would copy its Params.
+template <auto Kernel, typename Arguments, size_t... I>
+inline void call(const Arguments& arguments, std::index_sequence<I...>) {
+    Kernel(std::get<I>(arguments)...);
+}
+}  // namespace cc1d_emulation
+
 template <auto Kernel, typename... Args>
 void launch(dim3 grid, dim3 block, stream_t, Args... args) {
     using namespace cc1d_emulation;
@@ -69,10 +77,10 @@ void launch(dim3 grid, dim3 block, stream_t, Args... args) {
         std::tuple<Args...> args;
     };
     Bound bound{{grid, block, kWarp, nullptr, nullptr, reinterpret_cast<const void*>(Kernel)}, {args...}};
-    bound.run_threads = [](const Launch& launch, Block& block) {
+    bound.run_threads = [](const Launch& launch, Block& block) __attribute__((flatten)) {
         const auto& arguments = static_cast<const Bound&>(launch).args;
         while (block.start_next()) {
-            std::apply(Kernel, arguments);
+            call<Kernel>(arguments, std::index_sequence_for<Args...>{});
             ++block.finished;
         }
     };
@@ -83,7 +91,19 @@ void launch(dim3 grid, dim3 block, stream_t, Args... args) {
 inline const char* launch_error() { return std::exchange(cc1d_emulation::last_error, nullptr); }
 
 inline float reciprocal(float v) { return 1.0f / v; }
-inline float exp2_approximate(float v) { return exp2f(v); }
+inline float minimum(float a, float b) { return a < b ? a : b; }
+
+// As a GPU's special function unit does it: to two units in the last place, results below 2^-126 as zero. Without a branch or a
+// call, so that the loop over threads can be vectorised.
+inline float exp2_approximate(float v) {
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which the low bits then hold
+    const float limited = v < -127.0f ? -127.0f : v > 128.0f ? 128.0f : v;
+    const float shifted = limited + kRound, f = limited - (shifted - kRound);
+    // Taylor's series of 2^f for |f| <= 1/2; the first term left out is below 2^-23.
+    const float series =
+        1.0f + f * (0.693147181f + f * (0.240226507f + f * (0.0555041087f + f * (0.00961812911f + f * (0.00133335581f + f * 0.000154035304f)))));
+    return series * bits_to_float((float_to_bits(shifted) - float_to_bits(kRound) + 127u) << 23);
+}
 
 inline int lane_id() { return static_cast<int>(cc1d_lane()); }
 

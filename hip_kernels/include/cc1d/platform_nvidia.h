@@ -49,6 +49,8 @@ __device__ inline uint32_t pack_pair(float low, float high) {
     return word;
 }
 
+__device__ inline float minimum(float a, float b) { return fminf(a, b); }
+
 // The special function unit, results below 2^-126 as zero.
 __device__ inline float reciprocal(float v) {
     float r;
