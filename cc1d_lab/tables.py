@@ -24,7 +24,7 @@ SEVERITY = ("crashed", "timeout", "wrong", "launch_failed", "build_failed", "uns
 _PLACE = ("backend", "arch", "device")
 _CASE_KEYS = (
     *("op", "batch", "dim", "seqlen", "width", "dtype", "weight_dtype", "layout", "bias", "activation"),
-    *("view", "row_stride", "seed", "label"),
+    *("states", "seq_idx", "view", "row_stride", "seed", "label"),
 )
 
 
@@ -89,11 +89,13 @@ def flags(row: Any) -> list[str]:
 def configuration(row: Any) -> str:
     """The case of a row in one line: shape, types, layout and what is out of the ordinary."""
     shape = "x".join(text(row[name]) for name in ("batch", "dim", "seqlen", "width"))
-    parts = [text(row["label"]), shape, text(row["dtype"]), text(row["layout"])]
+    op = "" if text(row["op"]) == "fwd" else text(row["op"])
+    parts = [text(row["label"]), op, shape, text(row["dtype"]), text(row["layout"])]
     if text(row["weight_dtype"]) not in ("", text(row["dtype"])):
         parts.append(f"weight {text(row['weight_dtype'])}")
     parts.append("bias" if yes(row["bias"]) else "no bias")
     parts.append("SiLU" if row["activation"] == "silu" else "no activation")
+    parts += [name for name in ("states", "seq_idx") if yes(row.get(name))]
     parts += [text(row["view"])] if text(row["view"]) not in ("", "contiguous") else []
     parts += [f"seed {row['seed']}"] if known(row["seed"]) and row["seed"] else []
     return " ".join(p for p in parts if p)
@@ -360,6 +362,37 @@ def _speedup_record(row: Any, torch_us: float | None) -> dict[str, Any]:
         "std_pct": row["time_std_pct"] if fine else None,
         "correct": {"ok": "yes", "wrong": "no"}.get(row["status"], f"not known: {row['status']}"),
     }
+
+
+def gradient_accuracy(df: pd.DataFrame) -> pd.DataFrame:
+    """S3's accuracy table: per configuration, variant and gradient the largest difference from float64 and how many
+    elements are outside the error bound, and outside the tolerance that S3 (fp32) or the field (16 bits) publishes.
+    """
+    columns = ("configuration", "variant", "gradient", "max_abs_err", "outside_bound", "outside_tolerance", "status")
+    records = []
+    for row in _backward(df):
+        for name, errors in (row["output_errors"] or {}).items():
+            found = (errors["max_abs_err"], errors["n_bad"], errors["n_outside_tolerance"], row["status"])
+            records.append(dict(zip(columns, (configuration(row), row["variant"], name, *found), strict=True)))
+    return _frame(records, columns)
+
+
+def gradient_speed(df: pd.DataFrame) -> pd.DataFrame:
+    """S3's performance table: mean and least milliseconds, GB/s of the fewest bytes that must move, % of a copy."""
+    columns = ("configuration", "variant", "backend", "mean_ms", "min_ms", "gbps", "pct_copy")
+    records = []
+    for row in _backward(ok(df)):
+        if known(row["time_us_mean"]):
+            times = (row["time_us_mean"] / 1e3, min(row["samples_us"]) / 1e3, row["gbps"], row["pct_copy"])
+            names = (configuration(row), text(row["variant"]), text(row["backend"]))
+            records.append(dict(zip(columns, (*names, *times), strict=True)))
+    return _frame(records, columns)
+
+
+def _backward(df: pd.DataFrame) -> list[Any]:
+    """The rows of op bwd that have been checked, in reading order."""
+    checked = df[(df["op"] == "bwd") & df["output_errors"].map(lambda found: isinstance(found, dict))]
+    return [row for _, part in by_case(checked) for _, row in part.iterrows()]
 
 
 def fastest(df: pd.DataFrame) -> pd.DataFrame:
