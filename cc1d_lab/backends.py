@@ -255,3 +255,11 @@ def arches(name: str, wanted: Iterable[str] = ()) -> tuple[str, ...]:
     every = {"amd": AMD_ARCHES, "cpu": tuple(CPU_ARCHES)}
     given = tuple(wanted) or (get(name).default_arch(),)
     return every.get(name, (get(name).default_arch(),)) if "all" in given else given
+
+
+def first_runnable() -> str:
+    """The backend where none is named: a GPU's if there is one. ToolchainError, with the remedy, when none can run."""
+    found = runnable()
+    if not found:
+        raise ToolchainError(BACKENDS["cpu"].can_build())
+    return found[0]

@@ -413,3 +413,13 @@ def test_every_verb_explains_itself() -> None:
         assert done.exit_code == 0
         assert isinstance(verb, click.Command)
         assert verb.help
+
+
+def test_no_compiler_at_all_is_code_3_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CXX", "CUDA_HOME", "ROCM_PATH", "HIP_PATH"):
+        monkeypatch.setenv(name, "no-such-compiler")
+    monkeypatch.setattr("cc1d_lab.backends.runnable", list)
+    result = cc1d("check", "--variant", "fwd_naive")
+    assert result.exit_code == 3
+    assert "tried no-such-compiler" in result.stderr
+    assert "CXX" in result.stderr

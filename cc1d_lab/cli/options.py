@@ -95,7 +95,7 @@ def cells(
     _check_knobs(chosen, tunables)
     return [
         Cell(variant.name, backend, _case(variant, case), _own(variant, tunables), arch)
-        for backend in where or (backends.runnable()[0],)
+        for backend in where or (backends.first_runnable(),)
         for variant in chosen
         if require(backend)
     ]
