@@ -258,7 +258,7 @@ def test_varlen_states_are_the_last_steps_of_each_sequence(state_len: int) -> No
 
 def _assert_rounded(found: torch.Tensor, truth: torch.Tensor, magnitude: torch.Tensor | None = None) -> None:
     """`found` is the truth within the rounding of its dtype, and of fp32 sums of terms of `magnitude`."""
-    slack = 1e-6 * (1 + truth.abs()) if magnitude is None else magnitude
+    slack = 4e-6 * (1 + truth.abs()) if magnitude is None else magnitude
     bound = slack + HALF_ULP[found.dtype] * 1.02 * truth.abs() + 2.0**-24
     excess = (found.double() - truth).abs() - bound
     assert found.shape == truth.shape
@@ -293,7 +293,7 @@ def check_call(call: Call, **how: str) -> None:
         if found is not None and found.is_floating_point():
             assert found.grad.dtype == found.dtype
             summed = found.dim() < 3  # weight and bias: sums over batch and seqlen
-            _assert_rounded(found.grad, true.grad, torch.full_like(true.grad, 3e-7 * (terms if summed else 20)))
+            _assert_rounded(found.grad, true.grad, torch.full_like(true.grad, 3e-7 * (20 + terms if summed else 20)))
 
 
 SAMPLE = [
