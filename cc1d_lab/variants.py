@@ -48,7 +48,7 @@ class Variant:
     dtypes: tuple[str, ...] = DTYPES
     layouts: tuple[str, ...] = LAYOUTS
     widths: tuple[int, int] = (1, 8)
-    most_outputs: int = 2**62  # where a kernel counts its work in 32 bits
+    vectors_below: int = 0  # 2**31 for a kernel that counts its 16-byte vectors in 31 bits; 0 is no limit
     mixed_weight: bool = True  # whether weight may have another dtype than x
     stages: tuple[str, ...] = ("conv",)
     tunables: Mapping[str, Tunable] = field(default_factory=dict)
@@ -119,7 +119,7 @@ _ENTRIES = (
         rank=5,
         layouts=("channel_first",),
         widths=(1, 8),
-        most_outputs=2**32,
+        vectors_below=2**31,
         tunables={"block": Tunable(128, _BLOCKS), "vectors": Tunable(2, (1, 2))},
     ),
     Variant(
@@ -241,8 +241,8 @@ def cannot(variant: Variant, case: Case, backend: str) -> str:
             f"width {case.width}: {variant.name} takes {variant.widths[0]} to {variant.widths[1]}",
         ),
         (
-            case.outputs <= variant.most_outputs,
-            f"{case.outputs} outputs: {variant.name} takes up to {variant.most_outputs}",
+            not variant.vectors_below or vectors(case) < variant.vectors_below,
+            f"outputs {case.outputs}: {variant.name} counts vectors of 16 bytes, and only to {variant.vectors_below}",
         ),
         (
             variant.mixed_weight or case.weight_dtype == case.dtype,
@@ -253,6 +253,11 @@ def cannot(variant: Variant, case: Case, backend: str) -> str:
         if not fine:
             return reason
     return ""
+
+
+def vectors(case: Case) -> int:
+    """16-byte vectors that the rows of a channel-first x touch, at most."""
+    return case.batch * case.dim * (case.seqlen * case.itemsize // 16 + 2)
 
 
 def _too_much_work(variant: Variant, case: Case) -> str:

@@ -222,7 +222,9 @@ def test_a_failure_is_seen_and_leaves_a_readable_notebook(tmp_path: Path, source
     source, target = planted(tmp_path / "bad.ipynb", sources), tmp_path / "out" / "bad.ipynb"
     start = time.monotonic()
     with pytest.raises(NotebookError, match=r"bad\.ipynb: ") as caught:
-        execute(source, target, {"run": ".."}, timeout_s=2)
+        execute(
+            source, target, {"run": ".."}, timeout_s=2 if "2 s" in message else 60
+        )  # 2 s is short on a busy machine
     assert message in str(caught.value)
     assert time.monotonic() - start < 30
     assert nbformat.read(target, as_version=4).metadata["cc1d"]["status"] == "failed"

@@ -12,7 +12,7 @@ from test_case import cases
 from cc1d_lab import paths, variants
 from cc1d_lab.case import EVERY_DTYPE, LAYOUTS, OPS, Case
 from cc1d_lab.errors import ConfigError
-from cc1d_lab.variants import VARIANTS, resolve_tunables, select, why_not
+from cc1d_lab.variants import VARIANTS, resolve_tunables, select, vectors, why_not
 
 KERNELS = [v for v in VARIANTS.values() if v.kind == "kernel"]
 ids = [v.name for v in KERNELS]
@@ -85,6 +85,7 @@ def test_the_reason_names_what_does_not_fit(case: Case) -> None:
             "layout": case.layout in variant.layouts,
             "width": variant.widths[0] <= case.width <= variant.widths[1],
             "weight": variant.mixed_weight or case.weight_dtype == case.dtype,
+            "outputs": not variant.vectors_below or vectors(case) < variant.vectors_below,
         }
         assert bool(reason) == (not all(fits.values()))
         assert not reason or not fits[re.match(r"\w+", reason)[0]]

@@ -25,7 +25,7 @@ from .arguments import check_forward, is_silu
 
 # What a table is looked up by; among its entries that agree, the one with the nearest number of outputs counts.
 TABLE_KEY = ("backend", "arch", "op", "layout", "dtype", "width")
-_ERRORS = {"dtype": DtypeError, "weight": DtypeError, "layout": LayoutError, "width": LimitError}
+_ERRORS = {"dtype": DtypeError, "weight": DtypeError, "layout": LayoutError, "width": LimitError, "outputs": LimitError}
 
 
 @dataclass(frozen=True)
