@@ -423,3 +423,24 @@ def test_no_compiler_at_all_is_code_3_with_the_remedy(monkeypatch: pytest.Monkey
     assert result.exit_code == 3
     assert "tried no-such-compiler" in result.stderr
     assert "CXX" in result.stderr
+
+
+def test_tune_writes_what_auto_takes_and_says_what_it_gains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(batch=2, dim=256, seqlen=512, dtype="bfloat16")
+    slow, fast = (make_row("fwd_register", "nvidia", case, time_us_p50=t) for t in (20.0, 16.0))
+    fast |= {"tunables": {"block": 256, "vectors": 1}, "cell_id": "other"}
+    naive = make_row("fwd_naive", "nvidia", case, time_us_p50=50.0)
+    folder = make_run(tmp_path / "run", [slow, fast, naive])
+    monkeypatch.setenv("CC1D_TABLE", str(tmp_path / "auto.json"))
+    result = cc1d("tune", folder)
+    assert result.exit_code == 0, result.stderr
+    assert "fwd_register block=256 vectors=1  16.00 us  25.0 % over the default" in result.stdout
+    (entry,) = json.loads((tmp_path / "auto.json").read_text())
+    assert (entry["variant"], entry["tunables"]) == ("fwd_register", {"block": 256, "vectors": 1})
+
+
+def test_tune_learns_nothing_from_emulation(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [make_row("fwd_naive", "cpu", Case())])
+    result = cc1d("tune", folder)
+    assert result.exit_code == 2
+    assert "emulation says nothing of speed" in result.stderr

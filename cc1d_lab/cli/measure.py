@@ -226,4 +226,26 @@ def _named(directory: Path, latest: Path) -> Path:
     return latest if latest.exists() and latest.samefile(directory) else directory
 
 
-VERBS = (build, check, bench, run, report)
+@click.command()
+@click.argument("target", default="tune")
+@_backend_option
+@_out_option
+def tune(target: str, backend: str | None, out: Path) -> int:
+    """Measure TARGET (an experiment, or a run directory) and let `auto` take what was fastest for each case, on a GPU.
+
+    Prints for each case what it chose and what that gains over the choice without a table.
+    """
+    directory = Path(target)
+    if not directory.is_dir():
+        directory = _measure(experiment.load(target), backend, out)
+    rows = [r for r in results.read(directory / "rows.jsonl") if r["backend"] != "cpu"]
+    if not any(r["status"] == "ok" and r["kind"] == "kernel" for r in rows):
+        raise ConfigError(f"tune {target}: no kernel was timed on a GPU there; emulation says nothing of speed")
+    from ..ops import choice
+
+    click.echo("\n".join(output.gains(rows)))
+    click.echo(f"{choice.save_table(rows)} entries\n{choice.table_path()}")
+    return output.exit_code(rows)
+
+
+VERBS = (build, check, bench, run, report, tune)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .. import tables
+from .. import tables, variants
+from ..case import CASE_FIELDS
 from ..results import STATUSES, Row
 
 COLOURS = {"ok": "green", "wrong": "red", "unsupported": "bright_black"}  # all others: yellow
@@ -92,3 +93,19 @@ def show_path(path: Path) -> str:
 def columns(rows: Iterable[Row], names: Mapping[str, str]) -> list[list[Any]]:
     """The values of `names` (column of a row: heading), row by row."""
     return [[row.get(name) for name in names] for row in rows]
+
+
+def gains(rows: Sequence[Row]) -> Iterator[str]:
+    """A line per case: the fastest kernel with its tunables, its time, and how far the default choice is behind."""
+    cases: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row["status"] == "ok" and row["kind"] == "kernel":
+            cases.setdefault(tuple(row[name] for name in CASE_FIELDS), []).append(row)
+    for found in cases.values():
+        best = min(found, key=lambda r: r["time_us_p50"])
+        usual = [r for r in found if r["tunables"] == variants.resolve_tunables(variants.get(r["variant"]), {})]
+        default = max(usual, key=lambda r: variants.get(r["variant"]).rank, default=None)
+        knobs = " ".join(f"{k}={v}" for k, v in best["tunables"].items())
+        gain = f"{100 * (default['time_us_p50'] / best['time_us_p50'] - 1):.1f} % over the default" if default else ""
+        shape = f"{best['batch']}x{best['dim']}x{best['seqlen']}x{best['width']} {best['dtype']} {best['layout']}"
+        yield f"{shape:44s} {best['variant']} {knobs}  {best['time_us_p50']:.2f} us  {gain}".rstrip()
