@@ -30,6 +30,19 @@ struct Packed {
         else return to_float(bits_as<T>(static_cast<uint16_t>(words[i / 2] >> (i % 2 ? 16 : 0))));
     }
 
+    // Zero outside [first, last): by selection, since what lies there may be a NaN.
+    __device__ void keep(int first, int last) {
+        for (int w = 0; w < kWords; ++w) {
+            if constexpr (sizeof(T) == 4) {
+                words[w] = w >= first && w < last ? words[w] : 0;
+            } else {
+                const uint32_t low = 2 * w >= first && 2 * w < last ? 0x0000ffffu : 0;
+                const uint32_t high = 2 * w + 1 >= first && 2 * w + 1 < last ? 0xffff0000u : 0;
+                words[w] &= low | high;
+            }
+        }
+    }
+
     // For an element at a time; starts from zero words.
     __device__ void put(int i, T v) {
         if constexpr (sizeof(T) == 4) words[i] = bits_as<uint32_t>(v);
