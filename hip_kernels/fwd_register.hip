@@ -4,8 +4,8 @@
 // and neighbouring blocks touch neighbouring memory. The `width - 1` elements before its run a thread gets from the lane below by
 // shuffle; the first lane of a wave loads them. Rows that do not begin on a 16-byte boundary keep the aligned
 // frame of memory: the convolution is shift invariant, so the frame starts a few elements early. The first and the last
-// run of a row are read whole, too, since what lies beside the row belongs to the tensor's other rows, and masked; they
-// are stored element by element.
+// run of a row are read whole, too, where what lies beside the row is still within the tensor, and masked; they are
+// stored element by element.
 //
 //   row    . . [ x x x x x x x x x x x x x x x x x ] . .      of memory; | marks 16 bytes
 //   frame  |       |       |       |       |       |
@@ -31,12 +31,12 @@ __host__ __device__ inline int lead_of(const elem_t* p) { return reinterpret_cas
 struct Run {
     int first, last;
     bool whole;        // all of it, and in vectors
-    bool overlapping;  // it lies in vectors, and what of it is not the row's own belongs to other rows of the tensor
+    bool inside;       // in vectors, and all of it lies between the first and the last byte of the tensor
 
     __device__ run_t load(const elem_t* x, index_t stride) const {
         if (whole) return run_t::load(x);
         run_t v = run_t::zero();
-        if (overlapping) {
+        if (inside) {
             v = run_t::load(x);
             v.keep(first, last);
             return v;
@@ -70,8 +70,9 @@ extern "C" __global__ __launch_bounds__(kBlock) void fwd_register(const Params p
     x += t * p.x_seq_stride;
     out += t * p.out_seq_stride;
     const int first = clamp_to_run(-t), last = exists ? clamp_to_run(p.seqlen - t) : 0;
-    const bool inner = row > 0 && row + 1 < p.batch * p.dim;
-    const Run run{first, last, alike && first == 0 && last == kRun, alike && inner && first < last};
+    const elem_t* begin = static_cast<const elem_t*>(p.x);
+    const elem_t* end = begin + (p.batch - 1) * p.x_batch_stride + (p.dim - 1) * p.x_dim_stride + p.seqlen;
+    const Run run{first, last, alike && first == 0 && last == kRun, alike && first < last && x >= begin && x + kRun <= end};
     const run_t own = run.load(x, p.x_seq_stride);
 
     // The first lane has nobody below.

@@ -1,0 +1,56 @@
+"""No kernel reads or writes past its tensors: they end where a page that nobody may touch begins."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from cc1d_lab import variants
+
+# A process of its own: a stray access ends it. x and out are the last bytes before a page without access.
+SCRIPT = """
+import ctypes, mmap, sys
+import torch
+from cc1d_lab import build, kernel, reference, variants
+from cc1d_lab.case import Case
+
+libc, kept = ctypes.CDLL(None, use_errno=True), []
+
+def at_the_end(shape, dtype, last):
+    size = torch.empty(shape, dtype=dtype).nbytes
+    pages = -(-size // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    kept.append(memory)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert libc.mprotect(ctypes.c_void_p(address + pages * mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
+    flat = torch.frombuffer(memory, dtype=dtype, count=size // dtype.itemsize, offset=pages * mmap.PAGESIZE - size)
+    batch, dim, seqlen = shape
+    return flat.view(batch, seqlen, dim).transpose(1, 2) if last else flat.view(shape)
+
+variant = variants.get(sys.argv[1])
+for dtype in variant.dtypes:
+    for layout in variant.layouts:
+        config = Case(dtype=dtype, layout=layout)
+        if dtype == "float64" or variants.why_not(variant, config, "cpu"):
+            continue
+        loaded = kernel.load(build.build(variant, config, {}, "cpu").library)
+        for shape in ((1, 1, 1), (1, 10, 1), (2, 5, 3), (1, 3, 17), (2, 7, 129), (1, 64, 65), (2, 9, 64)):
+            torch_dtype, last = reference.DTYPES[dtype], layout == "channel_last"
+            x, out = (at_the_end(shape, torch_dtype, last) for _ in range(2))
+            x.copy_(torch.randn(shape))
+            weight, bias = torch.randn(shape[1], 4, dtype=torch_dtype), torch.randn(shape[1], dtype=torch_dtype)
+            kernel.bind(loaded, x, weight, bias, out)()
+            again = torch.empty_like(x)
+            kernel.bind(loaded, x.clone(), weight, bias, again)()
+            assert torch.equal(out, again), (dtype, layout, shape)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("name", [v.name for v in variants.select("all")])
+def test_nothing_past_the_end_is_touched(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT, name], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-500:]}"
+    assert done.stdout.strip() == "done"
