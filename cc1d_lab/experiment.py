@@ -99,8 +99,9 @@ def _case_value(name: str) -> Any:
     """The type of one Case field, with Case's own check of it."""
 
     def check(value: Any) -> Any:
-        # dim is 1, so that a row_stride passes; it is compared with the true dim when the whole case is known.
-        Case(**({"dim": 1} | {name: value}))
+        # What a value is held against passes here; it is compared with the true one when the whole case is known.
+        against = {"row_stride": {"dim": 1}, "state_len": {"op": "update", "width": 1}}
+        Case(**(against.get(name, {}) | {name: value}))
         return value
 
     return Annotated[_CASE_TYPES[name], AfterValidator(check)]

@@ -24,7 +24,7 @@ SEVERITY = ("crashed", "timeout", "wrong", "launch_failed", "build_failed", "uns
 _PLACE = ("backend", "arch", "device")
 _CASE_KEYS = (
     *("op", "batch", "dim", "seqlen", "width", "dtype", "weight_dtype", "layout", "bias", "activation"),
-    *("states", "seq_idx", "view", "row_stride", "seed", "label"),
+    *("state_len", "states", "seq_idx", "view", "row_stride", "seed", "label"),
 )
 
 
