@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from . import backends as toolchains
-from . import paths, strict_yaml
+from . import paths, programs, strict_yaml
 from . import variants as registry
 from .case import CASE_FIELDS, Case
 from .cell import Cell
@@ -72,6 +72,10 @@ def _check_backend(name: str) -> str:
     return one_of("backend", name, ["auto", *toolchains.BACKENDS])
 
 
+def _check_notebook(name: str) -> str:
+    return one_of("notebook", name, [path.stem for path in sorted(paths.notebooks_dir().glob("*.ipynb"))])
+
+
 def _names(*kinds: str) -> list[str]:
     return [v.name for v in registry.VARIANTS.values() if v.kind in kinds]
 
@@ -85,6 +89,10 @@ def _no_repeats(values: list[Any]) -> list[Any]:
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _as_truths(value: Any) -> Any:
+    return [value] if isinstance(value, bool) else value
 
 
 def _as_policy(value: Any) -> Any:
@@ -120,6 +128,8 @@ Axes = _fields_model("Axes", _axis)
 VariantName = Annotated[str, AfterValidator(_check_variant)]
 BaselineName = Annotated[str, AfterValidator(_check_baseline)]
 BackendName = Annotated[str, AfterValidator(_check_backend)]
+ProgramName = Annotated[str, AfterValidator(programs.canonical)]
+NotebookName = Annotated[str, AfterValidator(_check_notebook)]
 _LIST = (BeforeValidator(_as_list), AfterValidator(_no_repeats))  # a single name stands for a list of one
 _FILLED = Field(min_length=1)
 
@@ -175,8 +185,11 @@ class Experiment(BaseModel):
     axes: Axes = Axes()  # type: ignore[valid-type]
     cases: list[PartialCase] = []  # type: ignore[valid-type]
     tunables: dict[str, dict[str, list[int]]] = {}
+    programs: Annotated[list[ProgramName], *_LIST] = []
+    verify: Annotated[list[bool], BeforeValidator(_as_truths), AfterValidator(_no_repeats), _FILLED] = [False]
     timing: Annotated[Timing, BeforeValidator(_as_policy)] = Timing()
     cpu: CpuLimits = CpuLimits()
+    notebooks: Annotated[list[NotebookName], *_LIST] = []
     _path: Path | None = PrivateAttr(None)
 
     @property
@@ -189,6 +202,8 @@ class Experiment(BaseModel):
 
         Combinations that a variant cannot do stay in: their rows say why. ConfigError for an unknown backend.
         """
+        if self.programs:
+            return list({cell.cell_id: cell for cell in self._program_cells(backend)}.values())
         found = (
             Cell(variant.name, where, case, knobs)
             for where in self._backends(backend)
@@ -197,6 +212,14 @@ class Experiment(BaseModel):
             for knobs in self._knobs(variant.name)
         )
         return list({cell.cell_id: cell for cell in found}.values())
+
+    def _program_cells(self, backend: str | None) -> Iterator[Cell]:
+        for where in self._backends(backend):
+            for case in self._cases_on(where):
+                for program, verify in itertools.product(self.programs, self.verify):
+                    variant, layout = programs.kernel_of(program)
+                    placed = dataclasses.replace(case, layout=layout)
+                    yield Cell(variant, where, placed, program=program, verify=verify)
 
     def policy(self, backend: str) -> Policy:
         """How launches are timed on `backend`."""
@@ -247,13 +270,15 @@ class Experiment(BaseModel):
 
     def count(self) -> int:
         """Number of cells on one backend, counted without building them."""
-        return sum(n * self._count_of(op) for op, n in self._ops().items())
+        each = len(self.programs) * len(self.verify)
+        return sum(n * (each or self._count_of(op)) for op, n in self._ops().items())
 
     def _count_of(self, op: str) -> int:
         return sum(math.prod(map(len, self.tunables.get(v.name, {}).values())) for v in self._variants(op))
 
     @model_validator(mode="after")
     def _check_all(self) -> Experiment:
+        self._check_programs()
         for variant, knobs in self.tunables.items():
             self._check_tunables(variant, knobs)
         total = self.count() * len(self.backends)
@@ -264,6 +289,21 @@ class Experiment(BaseModel):
         for _ in self._all_cases():
             pass
         return self
+
+    def _check_programs(self) -> None:
+        """`programs` names the kernels and their layout itself, and `verify` is theirs alone."""
+        refused = ("variants", "baselines", "tunables") if self.programs else ("verify",)
+        for key in refused:
+            if key in self.model_fields_set:
+                why = (
+                    "a program has kernels of its own" if self.programs else "it is for `programs`, and there are none"
+                )
+                raise _LocatedError((key,), f"{why}; remove {key}")
+        sections: list[tuple[strict_yaml.Location, BaseModel]] = [(("base",), self.base), (("axes",), self.axes)]
+        sections += [(("cases", i), case) for i, case in enumerate(self.cases)]
+        for location, section in sections if self.programs else []:
+            if "layout" in _given(section):
+                raise _LocatedError((*location, "layout"), "a program has a layout of its own; remove layout")
 
     def _check_tunables(self, variant: str, knobs: Mapping[str, list[int]]) -> None:
         try:

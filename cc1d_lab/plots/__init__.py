@@ -7,6 +7,7 @@ A variant has one colour, one marker and one dash pattern everywhere, so that ch
 
 from ..tables import speedup_table
 from .error import error, error_vs_throughput
+from .pipeline import pipeline
 from .sheet import Style, number, style, to_png, to_svg
 from .stages import stages
 from .status import STATUS_LOOK, status_matrix
@@ -18,6 +19,7 @@ __all__ = [
     "error",
     "error_vs_throughput",
     "number",
+    "pipeline",
     "share_of_copy",
     "speedup_table",
     "stages",
