@@ -70,7 +70,7 @@ COLUMNS: dict[str, str] = {
     "samples_us": "the raw samples, in the order taken",
     "launches_per_sample": "launches behind one sample",
     "stop_reason": "why sampling stopped: precise, budget or count",
-    "stage_us": "median time of each device stage alone, by name, null for one stage; of a program, of all its stages",
+    "stage_us": "median time of each device stage alone, by name, null for one; of a program in the run nearest p50",
     "bytes": "fewest bytes the case must move",
     "flops": "useful floating-point operations",
     "executed_flops": "floating-point operations issued, where the algorithm does more than the useful ones",

@@ -45,7 +45,14 @@ def name(row: Any) -> str:
 def cases(df: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """(configuration, rows) of each case of the study, as the host has it: programs differ in the device's layout."""
     mine = programs(df).assign(layout="channel_first")
-    return [(_title(part.iloc[0]), part) for _, part in tables.by_case(mine)]
+    return [(_title(part.iloc[0]), _in_order(part)) for _, part in tables.by_case(mine)]
+
+
+def _in_order(part: pd.DataFrame) -> pd.DataFrame:
+    """naive first, then the proposals one by one, then several together."""
+    ranks = {program: tuple(list(PROPOSALS).index(p) for p in proposals(program)) for program in part["program"]}
+    keys = part["program"].map(lambda program: (len(ranks[program]), ranks[program]))
+    return part.assign(_key=keys).sort_values(["verified", "_key"], kind="stable").drop(columns="_key")
 
 
 def _title(row: Any) -> str:
@@ -58,7 +65,7 @@ def shares(df: pd.DataFrame) -> pd.DataFrame:
     `overlap` is how much longer the stages are together than the program, in % of the program: 0 without streams.
     """
     columns = ("configuration", "program", "time_ms", *SHARES, "overlap")
-    records = []
+    records: list[dict[str, Any]] = []
     for configuration, part in cases(tables.ok(df)):
         for _, row in part.iterrows():
             records.append({"configuration": configuration, "program": name(row), **_shares_of(row)})
@@ -70,7 +77,7 @@ def _shares_of(row: Any) -> dict[str, float]:
     found = dict.fromkeys(SHARES, 0.0)
     for stage, time_us in row["stage_us"].items():
         found[part_of(stage)] += 100 * time_us / total
-    overlap = max(0.0, 100 * (total / row["time_us_p50"] - 1))
+    overlap = max(0.0, 100 * (total / row["time_us_p50"] - 1)) if "streams" in proposals(row["program"]) else 0.0
     return {"time_ms": row["time_us_p50"] / 1e3, **found, "overlap": overlap}
 
 

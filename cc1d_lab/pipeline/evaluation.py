@@ -7,7 +7,6 @@ interleaved rounds.
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -99,12 +98,11 @@ def _too_large(cell: Cell) -> str:
 
 
 def _first_run(cell: Cell, row: Row, case: Case, inputs: Inputs, truths: Mapping[str, Oracle]) -> Row | _Ready:
-    """Run once on a poisoned result and compare. The emulation's times begin with this run as well."""
+    """Run once on poisoned memory and compare."""
     on_gpu = backends.get(cell.backend).torch_device != "cpu"
     loaded = kernel.load(build.build_cell(cell).library)
     program = Program(cell.program, cell.case, loaded, inputs, on_gpu, cell.verify)
-    program.out.fill_(float("nan"))
-    program.run()
+    program.run(poison=True)
     errors = reference.all_errors(case, {"out": program.out}, truths)
     row = _program_row(row | errors, cell)
     verdict = f"{errors['n_bad']} outputs outside the bound" if errors["n_bad"] else _own_verdict(cell, program)
@@ -146,8 +144,6 @@ def _untimed(row: Row) -> Row:
 
 
 def _time_columns(time: timing.Timing, stages: list[Stages]) -> dict[str, Any]:
-    counted = stages[-len(time.samples_us) :]  # those before were warming up
-    medians = {name: statistics.median(run[name] for run in counted) for name in counted[0]}
     return {
         "time_us_p20": time.p20,
         "time_us_p50": time.p50,
@@ -159,6 +155,13 @@ def _time_columns(time: timing.Timing, stages: list[Stages]) -> dict[str, Any]:
         "stop_reason": time.stop_reason,
         "timing_mode": "wall",
         "cache_state": "warm",
-        "stage_us": medians | {REST: max(0.0, time.p50 - sum(medians.values()))},
+        "stage_us": _typical(time, stages),
         "flags": ["noisy"] if time.std_pct > 5 else [],
     }
+
+
+def _typical(time: timing.Timing, stages: list[Stages]) -> Stages:
+    """The stages of the run whose time is nearest to the median: medians of the stages would not add up to any run."""
+    counted = zip(time.samples_us, stages[-len(time.samples_us) :], strict=True)  # those before were warming up
+    total, found = min(counted, key=lambda run: abs(run[0] - time.p50))
+    return found | {REST: max(0.0, total - sum(found.values()))}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,11 +119,17 @@ class Program:
         for pool in self._pools:
             pool.close()
 
-    def run(self) -> Stages:
-        """Run from x on the host to `out` on the host, and return the time of each stage in microseconds."""
+    def run(self, poison: bool = False) -> Stages:
+        """Run from x on the host to `out` on the host, and return the time of each stage in microseconds.
+
+        poison: fill every buffer and `out` with NaN first. Memory that is taken again may still hold the result of an
+        earlier run, and would hide that a kernel was not launched or a copy not made.
+        """
         clock, taken = Clock(self._on_gpu), list[_Taken]()
         try:
             buffers = self._allocate(taken, clock)
+            if poison:
+                _poison([self.out, *(side for _, block in taken for side in (block.host, block.device))])
             (self._overlapped if self._streams else self._serial)(buffers, clock)
             if self._on_gpu:
                 torch.cuda.synchronize()
@@ -289,6 +295,12 @@ class Program:
         params = kernel.fill(tensors)
         params.workspace = workspace or None
         return Bound(self._kernel, params, tuple(tensors.values()))
+
+
+def _poison(tensors: Iterable[torch.Tensor | None]) -> None:
+    for tensor in tensors:
+        if tensor is not None:
+            tensor.view(torch.uint8).fill_(0xFF)
 
 
 def _address(block: Block) -> int:
