@@ -25,7 +25,7 @@ FLOORS = (
     ("case", "programs", "strict_yaml"),
     ("results", "timing", "backends", "variants", "cell", "occupancy"),
     ("build", "oracle", "reference", "tables"),
-    ("kernel", "machine_code", "plots", "provenance", "shares"),
+    ("kernel", "machine_code", "plots", "provenance", "scaling", "shares"),
     ("anatomy", "catalogue", "evaluation", "ops", "pipeline"),
     ("experiment", "worker"),
     ("runner",),
