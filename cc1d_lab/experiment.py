@@ -95,6 +95,10 @@ def _as_truths(value: Any) -> Any:
     return [value] if isinstance(value, bool) else value
 
 
+def _as_products(value: Any) -> Any:
+    return [value] if isinstance(value, Mapping) else value
+
+
 def _as_policy(value: Any) -> Any:
     return {"policy": value} if isinstance(value, str) else value
 
@@ -182,7 +186,7 @@ class Experiment(BaseModel):
     baselines: Annotated[list[BaselineName], *_LIST] = []
     backends: Annotated[list[BackendName], *_LIST, _FILLED] = ["auto"]
     base: PartialCase = PartialCase()  # type: ignore[valid-type]
-    axes: Axes = Axes()  # type: ignore[valid-type]
+    axes: Annotated[list[Axes], BeforeValidator(_as_products)] = []  # type: ignore[valid-type]
     cases: list[PartialCase] = []  # type: ignore[valid-type]
     tunables: dict[str, dict[str, list[int]]] = {}
     programs: Annotated[list[ProgramName], *_LIST] = []
@@ -231,9 +235,9 @@ class Experiment(BaseModel):
 
     def _ops(self) -> Counter[str]:
         """How many cases each op has, counted without making them."""
-        base, axes = _given(self.base), _given(self.axes)
+        base = _given(self.base)
         found: Counter[str] = Counter(_given(case).get("op", base.get("op", "fwd")) for case in self.cases)
-        if axes or not self.cases:
+        for _, axes in self._products():
             each = math.prod(len(values) for name, values in axes.items() if name != "op")
             for op in axes.get("op", [base.get("op", "fwd")]):
                 found[op] += each
@@ -249,19 +253,18 @@ class Experiment(BaseModel):
             yield scale_down(case, self.cpu) if backend == "cpu" else case
 
     def _all_cases(self) -> Iterator[Case]:
-        """The product of the axes, then the explicit cases, all over `base`. ConfigError says which is invalid."""
+        """The products of the axes, then the explicit cases, all over `base`. ConfigError says which is invalid."""
         base = _given(self.base)
-        for values in self._product():
-            yield _make_case(("axes",), base | values)
+        for i, axes in self._products():
+            for values in itertools.product(*axes.values()):
+                yield _make_case(("axes", i), base | dict(zip(axes, values, strict=True)))
         for i, case in enumerate(self.cases):
             yield _make_case(("cases", i), base | _given(case))
 
-    def _product(self) -> Iterator[dict[str, Any]]:
-        axes = _given(self.axes)
-        if not axes and self.cases:
-            return
-        for values in itertools.product(*axes.values()):
-            yield dict(zip(axes, values, strict=True))
+    def _products(self) -> list[tuple[int, dict[str, Any]]]:
+        """The axes of each product, with its number; with neither axes nor cases, `base` is the only case."""
+        found = [(i, given) for i, axes in enumerate(self.axes) if (given := _given(axes))]
+        return found or ([] if self.cases else [(0, {})])
 
     def _knobs(self, variant: str) -> Iterator[dict[str, int]]:
         axes = self.tunables.get(variant, {})
@@ -299,7 +302,8 @@ class Experiment(BaseModel):
                     "a program has kernels of its own" if self.programs else "it is for `programs`, and there are none"
                 )
                 raise _LocatedError((key,), f"{why}; remove {key}")
-        sections: list[tuple[strict_yaml.Location, BaseModel]] = [(("base",), self.base), (("axes",), self.axes)]
+        sections: list[tuple[strict_yaml.Location, BaseModel]] = [(("base",), self.base)]
+        sections += [(("axes", i), axes) for i, axes in enumerate(self.axes)]
         sections += [(("cases", i), case) for i, case in enumerate(self.cases)]
         for location, section in sections if self.programs else []:
             if "layout" in _given(section):
@@ -411,15 +415,21 @@ _PLAIN_WORDS = {
 def _translate(document: strict_yaml.Document, failure: ValidationError) -> ConfigError | LimitError:
     """The first error in words of the file: file:line:column: key: value problem, remedy."""
     error = failure.errors(include_url=False)[0]
-    location = tuple(error["loc"])
+    location = _as_written(document, tuple(error["loc"]))
     if error["type"] == "extra_forbidden":
         return ConfigError(f"{document.at(location, key=True)}: {_unknown_key(location)}")
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, _LocatedError):
-        location += cause.location
+        location = _as_written(document, (*location, *cause.location))
     kind = LimitError if isinstance(cause, LimitError) else ConfigError
     message = str(cause) if isinstance(cause, ConfigError | LimitError) else _plain_words(dict(error))
     return kind(f"{document.at(location)}: {_with_key(location, message)}")
+
+
+def _as_written(document: strict_yaml.Document, location: strict_yaml.Location) -> strict_yaml.Location:
+    """`axes` may be written as a single mapping, which an Experiment holds as a list of one."""
+    single = location[:2] == ("axes", 0) and isinstance(document.data.get("axes"), Mapping)
+    return ("axes", *location[2:]) if single else location
 
 
 def _plain_words(error: dict[str, Any]) -> str:

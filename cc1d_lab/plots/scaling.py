@@ -138,13 +138,14 @@ def cliffs(df: pd.DataFrame) -> Figure:
     if found.empty:
         return nothing(title, df, "no awkward row has an aligned neighbour: nothing to draw")
     names = tables.order(found["variant"])
-    panels = tables.families(found, ("device", "layout", "dtype"))
-    rows = max(part["awkward"].nunique() for _, part in panels)
+    panels = [part for _, part in found.groupby(["device", "layout", "dtype"], sort=False)]
+    rows = max(part["awkward"].nunique() for part in panels)
     columns = next(n for n in (3, 2, 1) if len(panels) % n == 0)
     sheet = make_sheet(title, df, len(panels), (4.4, 1.2 + 0.3 * rows), columns, entries=len(names) + 2)
-    for axes, ((_, layout, dtype), part) in zip(sheet.panels, panels, strict=True):
+    for axes, part in zip(sheet.panels, panels, strict=True):
         _cliff_panel(axes, part)
-        axes.set_title(clean(f"{layout} · {dtype}"))
+        where = [part["device"].iloc[0]] if found["device"].nunique() > 1 else []
+        axes.set_title(clean(" · ".join([*where, part["layout"].iloc[0], part["dtype"].iloc[0]])))
     handles: list[Any] = marker_handles(names)
     limit = 100 - fits.CLIFF_PCT
     handles.append(Line2D([], [], color=WRONG, linestyle="--", linewidth=1.3, label=f"{limit:.0f} %: a cliff"))
