@@ -124,7 +124,11 @@ def sentences(df: pd.DataFrame) -> list[str]:
     for _, line in shares(df).iterrows():
         if line["program"] == NAIVE:
             mine = ", ".join(f"{part} {line[part]:.0f} %" for part in SHARES if line[part] >= 0.5)
-            found.append(f"{line['configuration']}: {line['time_ms']:.2f} ms; {mine}.")
+            device = sum(line[part] for part in S2_SHARES)
+            alone = ", ".join(f"{part} {100 * line[part] / device:.0f} %" for part in S2_SHARES)
+            found.append(
+                f"{line['configuration']}: {line['time_ms']:.2f} ms: {mine}. Without the host's own work: {alone}."
+            )
     theirs = ", ".join(f"{part} {share:.0f} %" for part, share in S2_SHARES.items())
-    found.append(f"S2 reports of its own run: {theirs}, on another machine and of the calls to the device alone.")
+    found.append(f"S2 reports of its own run, on another machine and without the host's own work: {theirs}.")
     return found + ([f"{tables.CPU_BANNER}."] if tables.emulated(df) else [])

@@ -27,7 +27,8 @@ from cc1d_lab.errors import ConfigError, LaunchError, ToolchainError
 from cc1d_lab.pipeline import evaluation, memory
 from cc1d_lab.pipeline.program import Program
 from cc1d_lab.report.execute import execute
-from cc1d_lab.results import Row, append
+from cc1d_lab.results import Row, append, read
+from cc1d_lab.runner import run_experiment
 from cc1d_lab.timing import Policy
 
 CASE = Case(3, 18, 40, dtype="float16", activation="silu")
@@ -295,6 +296,21 @@ def test_the_shipped_study_has_every_proposal_and_both_modes() -> None:
     assert len({c.group_key for c in cells}) == 3
 
 
+def test_a_run_of_programs_is_resumed_where_it_stopped(tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        "programs: [naive, fused, streams]\nbackends: cpu\ncases: [{dim: 16, seqlen: 40, dtype: float16}]\n"
+    )
+    run = run_experiment(experiment.load(study), out=tmp_path, progress=False)
+    lines = (run / "rows.jsonl").read_text().splitlines(keepends=True)
+    (run / "rows.jsonl").write_text("".join(lines[:2]) + lines[2][:50])  # as a killed run leaves it
+    assert run_experiment(experiment.load(study), out=tmp_path, resume=run, progress=False) == run
+    rows = read(run / "rows.jsonl")
+    assert sorted(row["program"] for row in rows) == ["fused", "naive", "streams"]
+    assert [row for row in map(json.loads, lines[:2])] == rows[:2]
+    assert {row["program"]: row["status"] for row in rows} == {"naive": "ok", "fused": "ok", "streams": "unsupported"}
+
+
 # --- tables, chart, notebook ------------------------------------------------------------------------------------------
 
 
@@ -318,6 +334,13 @@ def test_shares_are_of_the_stages_and_overlap_is_told() -> None:
     found = shares.shares(load_rows(GPU)).set_index("program")
     assert list(found.loc["naive", ["copies", "allocation", "kernels"]]) == pytest.approx([70.0, 20.0, 10.0])
     assert list(found["overlap"]) == pytest.approx([0.0, 0.0, 60.0])
+
+
+def test_the_sentences_compare_with_s2() -> None:
+    first, theirs = shares.sentences(load_rows(GPU))
+    assert "1.00 ms: allocation 20 %, copies 70 %, kernels 10 %." in first
+    assert first.endswith("Without the host's own work: allocation 20 %, copies 70 %, kernels 10 %.")
+    assert theirs.endswith("allocation 20 %, copies 70 %, kernels 10 %.")
 
 
 def test_gains_are_against_naive_and_never_in_emulation(measured: list[Row]) -> None:

@@ -41,7 +41,7 @@ def evaluate_each(cells: list[Cell], policy: Policy | None, phase: Phase = lambd
     """Rows of the programs of one case, each as it is known; `phase` is told what begins."""
     kernels: dict[str, Row | Ready] = {}
     ready: dict[str, _Ready] = {}
-    case, inputs, truths = _problem(cells[0].case)
+    case, inputs, truths = _problem(cells[0].case, backends.get(cells[0].backend).torch_device)
     try:
         for cell in cells:
             found = _check(cell, kernels, case, inputs, truths, phase)
@@ -57,11 +57,10 @@ def evaluate_each(cells: list[Cell], policy: Policy | None, phase: Phase = lambd
             one.program.close()
 
 
-def _problem(case: Case) -> tuple[Case, Inputs, Mapping[str, Oracle]]:
-    """The case as the host has it, channel first, its inputs, and what is right."""
+def _problem(case: Case, device: str) -> tuple[Case, Inputs, Mapping[str, Oracle]]:
+    """The case as the host has it, channel first, its inputs, and what is right: computed on `device`, in float64."""
     plain = dataclasses.replace(case, layout="channel_first")
-    inputs = reference.make_inputs(plain)
-    return plain, inputs, oracle.truths(plain, inputs)
+    return plain, reference.make_inputs(plain), oracle.truths(plain, reference.make_inputs(plain, device))
 
 
 def _check(
@@ -103,7 +102,7 @@ def _first_run(cell: Cell, row: Row, case: Case, inputs: Inputs, truths: Mapping
     loaded = kernel.load(build.build_cell(cell).library)
     program = Program(cell.program, cell.case, loaded, inputs, on_gpu, cell.verify)
     program.run(poison=True)
-    errors = reference.all_errors(case, {"out": program.out}, truths)
+    errors = reference.all_errors(case, {"out": program.out.to(truths["out"].y.device)}, truths)
     row = _program_row(row | errors, cell)
     verdict = f"{errors['n_bad']} outputs outside the bound" if errors["n_bad"] else _own_verdict(cell, program)
     if verdict:

@@ -301,6 +301,8 @@ def _poison(tensors: Iterable[torch.Tensor | None]) -> None:
     for tensor in tensors:
         if tensor is not None:
             tensor.view(torch.uint8).fill_(0xFF)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()  # before the host, or another stream, writes what is right
 
 
 def _address(block: Block) -> int:
