@@ -307,7 +307,7 @@ def test_a_run_of_programs_is_resumed_where_it_stopped(tmp_path: Path) -> None:
     assert run_experiment(experiment.load(study), out=tmp_path, resume=run, progress=False) == run
     rows = read(run / "rows.jsonl")
     assert sorted(row["program"] for row in rows) == ["fused", "naive", "streams"]
-    assert [row for row in map(json.loads, lines[:2])] == rows[:2]
+    assert list(map(json.loads, lines[:2])) == rows[:2]
     assert {row["program"]: row["status"] for row in rows} == {"naive": "ok", "fused": "ok", "streams": "unsupported"}
 
 
