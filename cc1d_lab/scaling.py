@@ -32,7 +32,8 @@ _SAME = ("bias", "activation", "states", "seq_idx", "seed")
 @dataclass(frozen=True)
 class Line:
     """a + b * bytes: `a_us` microseconds, `b_us` microseconds a byte, their standard errors, and chi2 a degree of
-    freedom, which is near 1 when the residuals are what the spread lets expect.
+    freedom, which is near 1 when the residuals are what the spread lets expect. Where it is above 1, the errors are
+    sqrt(chi2) times as wide: the rows differ from the line by more than their spread says.
     """
 
     a_us: float
@@ -66,7 +67,9 @@ def fit(sizes: Sequence[float], times_us: Sequence[float], spreads_us: Sequence[
     b = math.fsum(w * (n - mean) * t for w, n, t in zip(weights, sizes, times_us, strict=True)) / sxx
     a = math.fsum(w * t for w, t in zip(weights, times_us, strict=True)) / total - b * mean
     chi2 = math.fsum(w * (t - a - b * n) ** 2 for w, n, t in zip(weights, sizes, times_us, strict=True))
-    return Line(a, b, math.sqrt(1 / total + mean**2 / sxx), math.sqrt(1 / sxx), chi2 / (len(sizes) - 2))
+    chi2 /= len(sizes) - 2
+    wider = math.sqrt(max(chi2, 1.0))
+    return Line(a, b, wider * math.sqrt(1 / total + mean**2 / sxx), wider * math.sqrt(1 / sxx), chi2)
 
 
 def timed(df: pd.DataFrame) -> pd.DataFrame:
@@ -110,7 +113,7 @@ def fits(df: pd.DataFrame) -> pd.DataFrame:
             if len(mine):
                 named = {name: key[name] for name in ("variant", "dtype", "layout")}
                 records.append({**named, "axis": axis, **_fit_record(mine, line_of(mine), whole)})
-    return _frame(records, (*columns, "residual_pct", "residual_from_all_pct", "device"))
+    return _on_one_device(_frame(records, (*columns, "residual_pct", "residual_from_all_pct", "device")))
 
 
 def _fit_record(part: pd.DataFrame, line: Line | None, whole: Line | None) -> dict[str, Any]:
@@ -163,6 +166,16 @@ def cliffs(df: pd.DataFrame) -> pd.DataFrame:
     ]
     columns = ("awkward", "variant", "dtype", "layout", "shape", "neighbour", "gbps", "neighbour_gbps", "below_pct")
     return _frame(records, (*columns, "spread_pct", "cliff", "backend", "device"))
+
+
+def worst_first(df: pd.DataFrame) -> pd.DataFrame:
+    """`cliffs` for a reader: the deepest first."""
+    return _on_one_device(cliffs(df).sort_values("below_pct", ascending=False, ignore_index=True))
+
+
+def _on_one_device(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same table, without the column of the device when there is but one."""
+    return frame if frame["device"].nunique() > 1 else frame.drop(columns="device")
 
 
 def _neighbour(row: Any, part: pd.DataFrame) -> Any:

@@ -76,7 +76,7 @@ def test_the_errors_cover_the_truth_as_often_as_they_say() -> None:
         assert line is not None
         within += abs(line.b_us - 1e-3 / GBPS) < line.b_error_us
         chi2 += line.chi2 / 300
-    assert 0.6 < within / 300 < 0.76
+    assert 0.62 < within / 300 < 0.82  # 0.68, and somewhat more as errors are widened but never narrowed
     assert chi2 == pytest.approx(1.0, abs=0.15)
 
 
@@ -138,6 +138,13 @@ def test_a_planted_cliff_is_found_and_nothing_else() -> None:
     assert found.loc["seqlen 1026", "below_pct"] == pytest.approx(100 * (1 - 1 / 1.3), abs=0.5)
     assert found.loc["seqlen 1026", "neighbour"] == "seqlen 1024"
     assert found.loc["view misaligned", "neighbour"] == "view contiguous"
+
+
+def test_the_deepest_cliff_comes_first_and_one_device_is_not_repeated() -> None:
+    found = scaling.worst_first(frame(*rows(cliff=1.3)))
+    assert found["awkward"].iloc[0] == "seqlen 1026"
+    assert "device" not in found.columns
+    assert "device" in scaling.fits(frame(*rows(), *rows("amd"))).columns
 
 
 @pytest.mark.parametrize(("slower", "cliff"), [(1.17, False), (1.19, True)])

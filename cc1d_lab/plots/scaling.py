@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from .. import scaling as fits
 from .. import tables
@@ -63,7 +63,10 @@ def scaling(df: pd.DataFrame) -> Figure:
 def _lines(axes: Axes, part: pd.DataFrame) -> None:
     for key, family in fits.families(part):
         look, sizes = style(key["variant"]), family["bytes"].astype(float)
-        axes.scatter(sizes / 1e6, family["time_us_p50"], marker=look.marker, s=26, color=look.color, zorder=3)
+        faces = ["white" if tables.flags(row) else look.color for _, row in family.iterrows()]
+        axes.scatter(
+            sizes / 1e6, family["time_us_p50"], marker=look.marker, s=26, c=faces, edgecolors=look.color, zorder=3
+        )
         if line := fits.line_of(family):
             low, high = math.log(sizes.min()), math.log(sizes.max())
             steps = [math.exp(low + (high - low) * i / 60) for i in range(61)]
@@ -78,7 +81,9 @@ def _log_axes(axes: Axes, used: pd.DataFrame) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_ylim(times.min() / 1.6, times.max() * 1.6)
-    for axis in (axes.xaxis, axes.yaxis):
+    for axis, values in ((axes.xaxis, used["bytes"].astype(float)), (axes.yaxis, times)):
+        wide = values.max() > 100 * values.min()
+        axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(number))
 
@@ -123,6 +128,7 @@ def _symmetric(axes: Axes, largest: float) -> None:
     """Linear while all is within 60 %, logarithmic beyond."""
     if largest > 60:
         axes.set_yscale("symlog", linthresh=20)
+        axes.set_ylim(-1.4 * largest, 1.4 * largest)
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(number))
     else:
@@ -138,7 +144,9 @@ def cliffs(df: pd.DataFrame) -> Figure:
     if found.empty:
         return nothing(title, df, "no awkward row has an aligned neighbour: nothing to draw")
     names = tables.order(found["variant"])
-    panels = [part for _, part in found.groupby(["device", "layout", "dtype"], sort=False)]
+    order = sorted(range(len(found)), key=lambda i: (*_reading_order(found["awkward"].iloc[i]), i))
+    found = found.iloc[order]
+    panels = [part for _, part in found.groupby(["device", "layout", "dtype"])]
     rows = max(part["awkward"].nunique() for part in panels)
     columns = next(n for n in (3, 2, 1) if len(panels) % n == 0)
     sheet = make_sheet(title, df, len(panels), (4.4, 1.2 + 0.3 * rows), columns, entries=len(names) + 2)
@@ -149,8 +157,15 @@ def cliffs(df: pd.DataFrame) -> Figure:
     handles: list[Any] = marker_handles(names)
     limit = 100 - fits.CLIFF_PCT
     handles.append(Line2D([], [], color=WRONG, linestyle="--", linewidth=1.3, label=f"{limit:.0f} %: a cliff"))
-    sheet.notes += ["right is better", "hollow: a cliff", f"{int(found['cliff'].sum())} of {len(found)} are cliffs"]
+    sheet.notes += [] if tables.emulated(df) else ["right is better"]
+    sheet.notes += ["hollow: a cliff", f"{int(found['cliff'].sum())} of {len(found)} are cliffs"]
     return sheet.finish(handles)
+
+
+def _reading_order(awkward: str) -> tuple[int, int]:
+    """seqlen before dim before view, small before large."""
+    name, value = awkward.split(" ", 1)
+    return ("seqlen", "dim", "view").index(name), int(value) if value.isdigit() else 0
 
 
 def _cliff_panel(axes: Axes, part: pd.DataFrame) -> None:
