@@ -36,10 +36,11 @@ class Cell:
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
 
     @property
-    def group_key(self) -> tuple[str, str, Case, bool]:
+    def group_key(self) -> tuple[str, str, Case, bool | None]:
         """Cells with the same key are measured together. The layout on the device is a program's own affair."""
-        case = replace(self.case, layout="channel_first") if self.program else self.case
-        return (self.backend, self.arch, case, bool(self.program))
+        if not self.program:
+            return (self.backend, self.arch, self.case, None)
+        return (self.backend, self.arch, replace(self.case, layout="channel_first"), self.verify)
 
     def title(self) -> str:
         """A one-line name for progress and logs."""

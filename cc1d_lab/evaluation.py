@@ -50,6 +50,8 @@ def evaluate_each(cells: list[Cell], policy: Policy | None, phase: Phase = lambd
     """`evaluate`, row by row as each is known; `phase` is told what begins (an empty cell_id: the timing of all)."""
     if len({c.group_key for c in cells}) > 1:
         raise ConfigError("evaluate takes the cells of one case on one backend; use runner.run_cells for several")
+    if cells and cells[0].program:
+        raise ConfigError(f"program: {cells[0].program!r} is for pipeline.evaluation; here kernels are evaluated alone")
     ready: dict[str, Ready] = {}
     for cell in cells:
         found = check(cell, phase)

@@ -24,6 +24,7 @@ from cc1d_lab import build, experiment, kernel, load_rows, oracle, paths, plots,
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.errors import ConfigError, LaunchError, ToolchainError
+from cc1d_lab.evaluation import evaluate
 from cc1d_lab.pipeline import evaluation, memory
 from cc1d_lab.pipeline.program import Program
 from cc1d_lab.report.execute import execute
@@ -242,6 +243,18 @@ def test_a_corrupted_heap_is_seen_at_exit(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+def test_on_a_gpu_every_way_is_right_and_gives_its_memory_back() -> None:
+    case = dataclasses.replace(CASE, batch=8, dim=64, seqlen=4096)
+    cells = [dataclasses.replace(cell(programs.canonical(name), case), backend="nvidia") for name in ON_A_GPU]
+    list(evaluation.evaluate_each(cells[:1], ONCE))  # the runtime and torch's own pool take theirs
+    before = memory.free_bytes()
+    rows = list(evaluation.evaluate_each(cells, ONCE))
+    assert {row["program"]: (row["status"], row["reason"]) for row in rows if row["status"] != "ok"} == {}
+    torch.cuda.empty_cache()
+    assert memory.free_bytes() >= before - 2**25
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ON_A_GPU)
 def test_the_process_exits_cleanly_on_a_gpu(name: str, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"
@@ -293,7 +306,7 @@ def test_the_shipped_study_has_every_proposal_and_both_modes() -> None:
     assert {p for c in cells for p in programs.proposals(c.program)} == set(programs.PROPOSALS)
     assert {c.verify for c in cells} == {False, True}
     assert len(cells) == experiment.load("pipeline").count() == len({c.cell_id for c in cells})
-    assert len({c.group_key for c in cells}) == 3
+    assert len({c.group_key for c in cells}) == 3 * 2
 
 
 def test_a_run_of_programs_is_resumed_where_it_stopped(tmp_path: Path) -> None:
@@ -309,6 +322,26 @@ def test_a_run_of_programs_is_resumed_where_it_stopped(tmp_path: Path) -> None:
     assert sorted(row["program"] for row in rows) == ["fused", "naive", "streams"]
     assert list(map(json.loads, lines[:2])) == rows[:2]
     assert {row["program"]: row["status"] for row in rows} == {"naive": "ok", "fused": "ok", "streams": "unsupported"}
+
+
+@pytest.mark.parametrize(
+    ("program", "change", "words"),
+    [
+        ("streams", {"batch": 1}, "nothing to overlap"),
+        ("naive", {"op": "bwd"}, "plain forward"),
+        ("naive", {"states": True}, "plain forward"),
+        ("naive", {"view": "misaligned"}, "view misaligned"),
+        ("unified", {}, ""),
+    ],
+)
+def test_what_a_program_cannot_do_on_a_gpu(program: str, change: dict[str, Any], words: str) -> None:
+    assert words in programs.why_not(program, dataclasses.replace(CASE, **change), "nvidia")
+    assert bool(words) == bool(programs.why_not(program, dataclasses.replace(CASE, **change), "nvidia"))
+
+
+def test_a_program_is_not_taken_for_its_kernel() -> None:
+    with pytest.raises(ConfigError, match="'naive' is for pipeline"):
+        evaluate([cell("naive")])
 
 
 # --- tables, chart, notebook ------------------------------------------------------------------------------------------
