@@ -390,7 +390,10 @@ def test_the_chart_names_device_units_and_emulation(measured: list[Row]) -> None
     assert tables.CPU_BANNER in words
     assert {"time (ms)", "share of the sum of the stages (%)"} <= words
     assert "naive, verified" not in words
-    assert tables.CPU_BANNER not in {text.get_text() for text in _texts(plots.pipeline(load_rows(GPU)))}
+    on_gpu = {text.get_text() for text in _texts(plots.pipeline(load_rows(GPU)))}
+    assert {"800 µs, 1.25×", "500 µs, 2.00×"} <= on_gpu
+    assert tables.CPU_BANNER not in on_gpu
+    assert not any("×" in word for word in words)
 
 
 def _texts(figure: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from .. import shares, tables
+from ..programs import NAIVE
 from .sheet import clean, duration, lost_note, make_sheet, nothing, styled
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def pipeline(df: pd.DataFrame) -> Figure:
     """Stacked bars of the stages of each program, a line of panels per case: milliseconds, and % of their sum.
 
     The tick across a bar is the time of the whole program by the wall clock: short of the bar's end where stages
-    overlap. Of programs with and without verification those without are drawn; pass the others alone to see them.
+    overlap. Beside it stand that time and, on a GPU, how many times faster than naive it is. Of programs with and
+    without verification those without are drawn; pass the others alone to see them.
     """
     title = "Where the time goes, from host to host"
     df = shares.programs(df)
@@ -70,6 +72,14 @@ def pipeline(df: pd.DataFrame) -> Figure:
     return sheet.finish(handles)
 
 
+def _label(row: Any, part: pd.DataFrame) -> str:
+    """The time, and on a GPU how many times faster that is than naive."""
+    naive = part[part["program"] == NAIVE]["time_us_p50"]
+    if row["backend"] == "cpu" or naive.empty or row["program"] == NAIVE:
+        return duration(row["time_us_p50"])
+    return f"{duration(row['time_us_p50'])}, {tables.number(float(naive.iloc[0]) / row['time_us_p50'])}×"
+
+
 def _segments(row: Any) -> dict[str, float]:
     """Microseconds by what is drawn as one, in the order of the legend."""
     found = dict.fromkeys(_LOOK, 0.0)
@@ -90,11 +100,9 @@ def _bars(axes: Axes, part: pd.DataFrame, relative: bool) -> None:
         if not relative:
             whole = row["time_us_p50"] / unit
             axes.plot([whole], [place], "|", color="#b2182b", markersize=13, markeredgewidth=2, zorder=5)
-            axes.annotate(
-                duration(row["time_us_p50"]), (max(left, whole), place), (5, 0), textcoords="offset points", va="center"
-            )
+            axes.annotate(_label(row, part), (max(left, whole), place), (5, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(part)), [clean(shares.name(row), 44) for _, row in part.iterrows()], fontsize=8.5)
     axes.set_ylim(len(part) - 0.4, -0.6)
-    axes.set_xlim(0, 100 if relative else 1.18 * axes.dataLim.x1)
+    axes.set_xlim(0, 100 if relative else 1.25 * axes.dataLim.x1)
     axes.set_xlabel("share of the sum of the stages (%)" if relative else "time (ms)")
     axes.grid(visible=False, axis="y")
