@@ -84,8 +84,8 @@ def _shares_of(row: Any) -> dict[str, float]:
 def gains(df: pd.DataFrame) -> pd.DataFrame:
     """A line per program: how many times faster than `naive` it is in the same case, and what it follows.
 
-    `ahead` is False where the 20 to 80 percentile ranges of the two overlap. No factor for `cpu`: emulation says
-    nothing of speed.
+    `clearly` is no where the 20 to 80 percentile ranges of the two overlap. No factor for `cpu`: emulation says nothing
+    of speed.
     """
     records: list[dict[str, Any]] = []
     for configuration, part in cases(df):

@@ -182,10 +182,13 @@ def test_a_refused_allocation_is_an_error_and_gives_back_the_rest(
     runtime: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Program, "_workspace_bytes", lambda self: 2**31)
-    program = program_of("naive", on_gpu=True)
-    with pytest.raises(LaunchError, match="cudaMalloc of 2147483648 bytes: out of memory"):
-        program.run()
-    assert runtime.fake_live() == 0
+    for name in ("naive", "pool"):
+        with (
+            program_of(name, on_gpu=True) as program,
+            pytest.raises(LaunchError, match="cudaMalloc of 2147483648 bytes: out of memory"),
+        ):
+            program.run()
+        assert runtime.fake_live() == 0
 
 
 def test_without_a_runtime_the_remedy_is_named() -> None:

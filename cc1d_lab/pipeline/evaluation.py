@@ -6,6 +6,7 @@ interleaved rounds.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -100,14 +101,16 @@ def _first_run(cell: Cell, row: Row, case: Case, inputs: Inputs, truths: Mapping
     """Run once on poisoned memory and compare."""
     on_gpu = backends.get(cell.backend).torch_device != "cpu"
     loaded = kernel.load(build.build_cell(cell).library)
-    program = Program(cell.program, cell.case, loaded, inputs, on_gpu, cell.verify)
-    program.run(poison=True)
-    errors = reference.all_errors(case, {"out": program.out.to(truths["out"].y.device)}, truths)
-    row = _program_row(row | errors, cell)
-    verdict = f"{errors['n_bad']} outputs outside the bound" if errors["n_bad"] else _own_verdict(cell, program)
-    if verdict:
-        program.close()
-        return row | {"status": "wrong", "reason": f"the program's result: {verdict}"}
+    with contextlib.ExitStack() as unless_ready:
+        program = Program(cell.program, cell.case, loaded, inputs, on_gpu, cell.verify)
+        unless_ready.enter_context(program)
+        program.run(poison=True)
+        errors = reference.all_errors(case, {"out": program.out.to(truths["out"].y.device)}, truths)
+        row = _program_row(row | errors, cell)
+        verdict = f"{errors['n_bad']} outputs outside the bound" if errors["n_bad"] else _own_verdict(cell, program)
+        if verdict:
+            return row | {"status": "wrong", "reason": f"the program's result: {verdict}"}
+        unless_ready.pop_all()
     return _Ready(row, program, program.out.clone())
 
 
