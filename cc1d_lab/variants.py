@@ -181,9 +181,8 @@ _ENTRIES = (
         vectors_below=2**31,
         stages=("walk", "reduce"),
         tunables={
-            "block": Tunable(128, (64, 128, 256)),
-            "units": Tunable(4, (2, 3, 4, 5, 8)),
-            "resident": Tunable(512, (384, 512, 640, 768)),
+            "block": Tunable(128, (64, 128)),
+            "steps": Tunable(32, (16, 24, 32)),
         },
     ),
     Variant(
@@ -195,13 +194,9 @@ _ENTRIES = (
         widths=(1, 8),
         stages=("walk", "reduce"),
         tunables={
-            "block": Tunable(64, (32, 64, 128, 256)),
+            "block": Tunable(64, (64, 128)),
             "across": Tunable(32, (32, 64)),
-            "channels": Tunable(4, (2, 4, 8)),
-            "steps": Tunable(5, (2, 3, 4, 5, 6, 8)),
-            "ahead": Tunable(1, (0, 1)),
-            "resident": Tunable(384, (256, 320, 384, 512)),
-            "walkers": Tunable(1536, (512, 1024, 1536, 2048, 3072, 6144)),
+            "walkers": Tunable(1536, (512, 768, 1536, 3072)),
         },
     ),
     Variant(
@@ -215,18 +210,13 @@ _ENTRIES = (
         tunables={"block": Tunable(64, (64, 128, 256))},
     ),
     Variant(
-        "update_rows",
-        "two channels of four batch elements a thread, states as whole words, the weights once for all rows",
+        "update_words",
+        "a few channels of one batch element a thread: its state moves as whole words",
         op="update",
         rank=5,
         widths=(1, 8),
         stages=("update",),
-        tunables={
-            "block": Tunable(64, (64, 128, 256)),
-            "channels": Tunable(2, (2, 4, 8)),
-            "rows": Tunable(4, (1, 2, 4, 8)),
-            "exchange": Tunable(1, (0, 1)),
-        },
+        tunables={"block": Tunable(128, (64, 128, 256)), "channels": Tunable(4, (2, 4, 8))},
     ),
     Variant(
         "torch_conv1d",
