@@ -16,15 +16,17 @@ from typing import Any
 
 import torch
 
-from . import backends, build, kernel, oracle, reference, timing, variants
+from . import backends, build, ceilings, kernel, oracle, recheck, reference, sensors, timing, variants
 from .case import Case
 from .cell import Cell
 from .errors import Cc1dError, CompileError, ConfigError, LaunchError, ToolchainError
+from .recheck import Call, Launcher, Recheck, bits, copy_inputs
 from .reference import Inputs, Outputs
 from .results import SCHEMA_VERSION, Row, new_row
 from .timing import Launch, Policy
 
-Launcher = Callable[[Inputs, Outputs], Launch]  # inputs, outputs -> a launch
+NOISY_PCT = 5.0
+ABOVE_CEILING = 1.03  # more than this over the copy's speed is doubted
 Phase = Callable[[str, str], None]  # told the cell_id and what begins: build, check or time
 
 
@@ -179,8 +181,8 @@ def _baseline(cell: Cell) -> _Candidate:
 
     def timed(inputs: Inputs, outputs: Outputs) -> Launch:
         if cell.case.op == "bwd":
-            return _discard(reference.torch_backward(cell.case, inputs))
-        return _discard(lambda: reference.torch_outputs(cell.case, inputs))
+            return Call(reference.torch_backward(cell.case, inputs))
+        return Call(lambda: reference.torch_outputs(cell.case, inputs))
 
     return _Candidate(checked(cell.case), checked(without_activation(cell.case)), timed, {})
 
@@ -232,12 +234,12 @@ def _their_errors(case: Case, inputs: Inputs, truths: Mapping[str, reference.Ora
 def _examine(case: Case, device: str, candidate: _Candidate) -> dict[str, Any]:
     """All checks of a cell: columns by name. Whether it is right, `_verdict` says."""
     problem = _problem(case, device)
-    inputs = _copy_of(case, problem.inputs)  # the kernel gets a copy: it may be one that writes its input
+    inputs = copy_inputs(case, problem.inputs)  # the kernel gets a copy: it may be one that writes its input
     out, clean = _run(case, candidate.launcher, inputs)
     return {
         **reference.all_errors(case, out, problem.truths),
         **problem.theirs,
-        "gaps_untouched": clean and _same_bits(problem.inputs.x_buffer, inputs.x_buffer),
+        "gaps_untouched": clean and recheck.all_same(recheck.inputs_same(problem.inputs, inputs)),
         "repeatable": _is_repeatable(case, candidate, inputs, out),
         "causality": _is_causal(case, candidate, inputs, out),
         "integer_probe": _is_exact(case, candidate, problem),
@@ -267,25 +269,12 @@ def _run(case: Case, launcher: Launcher, inputs: Inputs) -> tuple[Outputs, bool]
     timing.synchronize(inputs.x.device.type)
     results = {name: out.clone() for name, out in outputs.items()}
     for out in outputs.values():  # what belongs to the kernel is poisoned again; the rest must still be
-        out.view(_INT[out.element_size()]).fill_(-1)
+        bits(out).fill_(-1)
     return results, all(bool((buffer.view(torch.uint8) == 0xFF).all()) for buffer in buffers.values())
 
 
-_INT = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _copy_of(case: Case, inputs: Inputs) -> Inputs:
-    """The same inputs in a buffer of their own, with the same strides and alignment."""
-    x, buffer = reference.empty_view(case, inputs.x.device.type, inputs.x.dtype)
-    x.copy_(inputs.x)
-    more = dict(inputs.more)
-    if "dout" in more:
-        more["dout"] = reference.empty_view(case, inputs.x.device.type, inputs.x.dtype)[0].copy_(more["dout"])
-    return dataclasses.replace(inputs, x=x, x_buffer=buffer, more=more)
-
-
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool(torch.equal(a.view(_INT[a.element_size()]), b.view(_INT[b.element_size()])))
+    return bool(torch.equal(bits(a), bits(b)))
 
 
 def _is_repeatable(case: Case, candidate: _Candidate, inputs: Inputs, out: Outputs) -> bool:
@@ -306,7 +295,7 @@ def _is_causal(case: Case, candidate: _Candidate, inputs: Inputs, out: Outputs) 
     name = "dx" if backward else "out"
     for start in sorted({1, case.seqlen // 2, case.seqlen - 1} & set(range(1, case.seqlen))):
         before, after = (slice(None), slice(None), slice(0, start)), (slice(None), slice(None), slice(start, None))
-        changed = _copy_of(case, inputs)
+        changed = copy_inputs(case, inputs)
         target, where = (changed.more["dout"], before) if backward else (changed.x, after)
         target[where] = -3 * target[where] - 1
         kept = after if backward else before
@@ -317,7 +306,7 @@ def _is_causal(case: Case, candidate: _Candidate, inputs: Inputs, out: Outputs) 
 
 def _is_exact(case: Case, candidate: _Candidate, problem: _Problem) -> bool:
     """Integers give the exact integers, but for sums that fp32 cannot hold (of gradients, over 500,000 steps)."""
-    found = _run(case, candidate.integer_launcher, _copy_of(case, problem.integers))[0]
+    found = _run(case, candidate.integer_launcher, copy_inputs(case, problem.integers))[0]
     for name, truth in problem.integers_truths.items():
         held = truth.y.abs() < 2**24 - 31 * case.batch * case.seqlen if name in ("dweight", "dbias") else None
         same = found[name] == truth.y.to(found[name].dtype)
@@ -331,7 +320,7 @@ def _nan_stays(case: Case, candidate: _Candidate, inputs: Inputs) -> bool:
 
     In a plain forward that is the outputs t to t + width - 1 of that channel.
     """
-    changed = _copy_of(case, inputs)
+    changed = copy_inputs(case, inputs)
     for t in {0, case.seqlen // 2, case.seqlen - 1}:
         changed.x[:, case.dim // 2, t] = float("nan")
     found, truths = _run(case, candidate.launcher, changed)[0], oracle.truths(case, changed)
@@ -347,28 +336,75 @@ def _nan_places(t: torch.Tensor) -> torch.Tensor:
 
 
 def _time_group(first: Cell, ready: Mapping[str, Ready], policy: Policy | None) -> dict[str, Row]:
-    case, backend = first.case, backends.get(first.backend)
-    on_gpu = backend.torch_device != "cpu"
-    policy = policy or timing.POLICIES["gpu" if on_gpu else "cpu"]
-    sets = _input_sets(case, backend.torch_device)
+    case, device = first.case, backends.get(first.backend).torch_device
+    policy = policy or timing.POLICIES["cpu" if device == "cpu" else "gpu"]
+    sets = _input_sets(case, device, policy)
     members = {cell_id: [found.launcher(i, o) for i, o in sets] for cell_id, found in ready.items()}
     stages = {cell_id: _stages(launches[0]) for cell_id, launches in members.items()}
-    if on_gpu:
-        members |= _ceilings(first, len(sets), backend.torch_device)
-    times = timing.measure(members, policy, backend.torch_device, cold=len(sets) > 1)
-    stage_times = {cell_id: timing.measure(s, policy, backend.torch_device) for cell_id, s in stages.items() if s}
-    state = timing.device_state(backend.torch_device)
+    copies = [] if device == "cpu" else _copies(first, len(sets), device)
+    ceiling = _ceilings(first, copies) if copies else {}
+    faults = _Faults(ready, members, Recheck(case, sets), copies)
+    watch = sensors.Watch()
+    times = timing.measure(members | ceiling, policy, device, watch if copies else None, faults.look)
+    stage_times = {cell_id: timing.measure(s, policy, device) for cell_id, s in stages.items() if s}
+    shared = watch.columns() | faults.columns() | _ceiling_columns(first, times, faults.broken)
     return {
-        cell_id: found.row | _time_columns(case, cell_id, times, stage_times.get(cell_id)) | state
+        cell_id: _timed_row(found.row, times[cell_id], stage_times.get(cell_id), shared, faults.of(cell_id))
         for cell_id, found in ready.items()
     }
 
 
-def _input_sets(case: Case, device: str) -> list[tuple[Inputs, Outputs]]:
-    """Inputs and outputs to rotate over: on a GPU over three times its cache, so that every launch finds it cold."""
-    wanted = timing.cold_sets(case.bytes(), device)
-    inputs = reference.make_inputs(case, device)
-    return [(_copy_of(case, inputs), reference.make_outputs(case, inputs)[0]) for _ in range(wanted)]
+class _Faults:
+    """What is found wrong with the members of a group once they are timed, by name."""
+
+    def __init__(
+        self, ready: Mapping[str, Ready], members: Mapping[str, list[Launch]], against: Recheck, copies: _Copies
+    ) -> None:
+        self._ready, self._members, self._against, self._copies = ready, members, against, copies
+        self._found: dict[str, str] = {}
+        self._inputs_changed: bool | None = None
+        self.broken: list[str] = []  # copies that do not copy
+
+    def look(self, name: str, run: timing.Run) -> None:
+        """Examine a member. The inputs are looked at first of all: whoever changed them, all times are doubtful."""
+        if self._inputs_changed is None:
+            self._inputs_changed = self._against.inputs_changed()
+        if name in self._ready:
+            found = self._ready[name]
+            exact = found.row["kind"] == "kernel"
+            self._found[name] = self._against.fault(found.launcher, self._members[name], run, exact)
+        elif name != "empty" and not _copied(run, self._copies):
+            self.broken.append(name)
+
+    def of(self, name: str) -> str:
+        """What is wrong with a member, or ''."""
+        return self._found[name]
+
+    def columns(self) -> dict[str, Any]:
+        """What goes for all rows of the group."""
+        return {"flags": ["inputs_changed"] if self._inputs_changed else []}
+
+
+def _timed_row(
+    row: Row,
+    mine: timing.Timing,
+    stages: Mapping[str, timing.Timing] | None,
+    shared: dict[str, Any],
+    fault: str,
+) -> Row:
+    """The row of a timed cell. A kernel that did not do the work that was timed is wrong, and has no time."""
+    if fault and row["kind"] == "kernel":
+        return row | {"status": "wrong", "reason": f"after timing: {fault}", "timed_result": False}
+    columns = _time_columns(row, mine, stages, shared)
+    doubts = ["not_the_work"] if fault else []
+    return row | shared | columns | {"timed_result": not fault, "flags": [*columns["flags"], *doubts]}
+
+
+def _input_sets(case: Case, device: str, policy: Policy) -> list[tuple[Inputs, Outputs]]:
+    """Fresh inputs, and outputs, to rotate over: cold on a GPU, over three times its cache in all."""
+    wanted = timing.cold_sets(case.bytes(), device) if policy.cache == "cold" else 1
+    inputs = reference.make_inputs(dataclasses.replace(case, seed=case.seed + recheck.FRESH_SEED), device)
+    return [(copy_inputs(case, inputs), reference.make_outputs(case, inputs)[0]) for _ in range(wanted)]
 
 
 def _stages(launch: Launch) -> dict[str, list[Launch]]:
@@ -387,28 +423,63 @@ def ceiling_case(case: Case) -> Case:
     return dataclasses.replace(plain, layout="channel_first", view="contiguous", row_stride=0)
 
 
-def _ceilings(first: Cell, sets: int, device: str) -> dict[str, list[Launch]]:
-    """Copies of as many bytes, by the runtime and by our own kernel, and an empty launch."""
+_Copies = list[tuple[Inputs, torch.Tensor]]  # of each set: what is copied, and where to
+
+
+def _copies(first: Cell, sets: int, device: str) -> _Copies:
     plain = ceiling_case(first.case)
     inputs = reference.make_inputs(plain, device)
-    pairs = [(_copy_of(plain, inputs), reference.empty_view(plain, device, inputs.x.dtype)[0]) for _ in range(sets)]
+    return [(copy_inputs(plain, inputs), reference.empty_view(plain, device, inputs.x.dtype)[0]) for _ in range(sets)]
+
+
+def _ceilings(first: Cell, copies: _Copies) -> dict[str, list[Launch]]:
+    """Copies of as many bytes, by the runtime and by our own kernel, that one a second time, and an empty launch."""
+    plain = ceiling_case(first.case)
     own = {
         name: kernel.load(build.build(variants.get(name), plain, {}, first.backend, first.arch).library)
         for name in ("copy", "empty")
     }
     return {
-        "copy_kernel": [kernel.bind(own["copy"], i.x, i.weight, i.bias, o) for i, o in pairs],
-        "copy_runtime": [_discard(functools.partial(o.copy_, i.x)) for i, o in pairs],
-        "empty": [kernel.bind(own["empty"], i.x, i.weight, i.bias, o) for i, o in pairs],
+        "copy_kernel": [kernel.bind(own["copy"], i.x, i.weight, i.bias, o) for i, o in copies],
+        "copy_runtime": [_discard(functools.partial(o.copy_, i.x)) for i, o in copies],
+        "copy_again": [kernel.bind(own["copy"], i.x, i.weight, i.bias, o) for i, o in copies],
+        "empty": [kernel.bind(own["empty"], i.x, i.weight, i.bias, o) for i, o in copies],
+    }
+
+
+def _copied(run: timing.Run, copies: _Copies) -> bool:
+    """Whether what was timed as a copy copies."""
+    for _, out in copies:
+        bits(out).fill_(-1)
+    run.queue()
+    return recheck.all_same((bits(out) == bits(inputs.x)).all() for inputs, out in copies)
+
+
+def _ceiling_columns(first: Cell, times: Mapping[str, timing.Timing], broken: list[str]) -> dict[str, Any]:
+    """What the copies and the empty launch of a group say; nothing on the CPU, or where no copy copies."""
+    copies = {kind: times[f"copy_{kind}"] for kind in ("kernel", "runtime") if f"copy_{kind}" in times}
+    sound = {kind: t for kind, t in copies.items() if f"copy_{kind}" not in broken}
+    if not sound:
+        return {}
+    kind = min(sound, key=lambda k: sound[k].p50)
+    case, best = first.case, sound[kind]
+    gbps = case.bytes() / best.p50 / 1e3
+    device = backends.get(first.backend).device_name()
+    return {
+        "copy_kind": kind,
+        "copy_time_us": best.p50,
+        "copy_gbps": gbps,
+        "noise_pct": 100 * abs(times["copy_again"].p50 / times["copy_kernel"].p50 - 1),
+        "empty_time_us": times["empty"].p50,
+        "copy_pct_of_best": ceilings.compare(device, case.bytes(), gbps) if best.cache_state == "cold" else None,
     }
 
 
 def _time_columns(
-    case: Case, cell_id: str, times: Mapping[str, timing.Timing], stages: Mapping[str, timing.Timing] | None
+    row: Row, mine: timing.Timing, stages: Mapping[str, timing.Timing] | None, shared: Mapping[str, Any]
 ) -> dict[str, Any]:
-    mine = times[cell_id]
-    seconds = mine.p50 * 1e-6
-    columns: dict[str, Any] = {
+    copy = shared.get("copy_time_us")
+    return {
         "time_us_p20": mine.p20,
         "time_us_p50": mine.p50,
         "time_us_p80": mine.p80,
@@ -420,20 +491,21 @@ def _time_columns(
         "timing_mode": mine.mode,
         "cache_state": mine.cache_state,
         "stage_us": {name: t.p50 for name, t in stages.items()} if stages else None,
-        "gbps": case.bytes() / seconds / 1e9,
-        "tflops": case.flops() / seconds / 1e12,
+        "gbps": row["bytes"] / mine.p50 / 1e3,
+        "tflops": row["flops"] / mine.p50 / 1e6,
+        "pct_copy": 100 * copy / mine.p50 if copy else None,
+        "flags": [*shared["flags"], *_doubts(mine, shared)],
     }
-    copies = {kind: times[f"copy_{kind}"].p50 for kind in ("kernel", "runtime") if f"copy_{kind}" in times}
-    flags = ["noisy"] if mine.std_pct > 5 else []
-    if copies:
-        kind = min(copies, key=lambda k: copies[k])
-        columns |= {
-            "copy_kind": kind,
-            "copy_time_us": copies[kind],
-            "copy_gbps": case.bytes() / copies[kind] / 1e3,
-            "pct_copy": 100 * copies[kind] / mine.p50,
-            "empty_time_us": times["empty"].p50,
-        }
-        flags += ["above_ceiling"] if mine.p50 * 1.03 < copies[kind] else []
-        flags += ["below_launch"] if mine.p50 < times["empty"].p50 else []
-    return columns | {"flags": flags}
+
+
+def _doubts(mine: timing.Timing, shared: Mapping[str, Any]) -> list[str]:
+    """What makes a time doubtful: better than a copy of as many bytes, better than nothing at all, an odd device."""
+    of_best = shared.get("copy_pct_of_best")
+    doubts = {
+        "noisy": mine.std_pct > NOISY_PCT,
+        "above_ceiling": mine.p50 * ABOVE_CEILING < shared.get("copy_time_us", 0.0),
+        "below_launch": mine.p50 < shared.get("empty_time_us", 0.0),
+        "throttled": bool(shared.get("throttle")),
+        "slow_device": of_best is not None and of_best < ceilings.SLOW_PCT,
+    }
+    return [name for name, doubtful in doubts.items() if doubtful]
