@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import backends, build, ceilings, kernel, oracle, recheck, reference, sensors, timing, variants
+from . import backends, baselines, build, ceilings, kernel, oracle, recheck, reference, sensors, timing, variants
 from .case import Case
 from .cell import Cell
 from .errors import Cc1dError, CompileError, ConfigError, LaunchError, ToolchainError
@@ -36,6 +36,7 @@ class Ready:
 
     row: Row
     launcher: Launcher
+    convolves: bool = True
 
 
 def evaluate(cells: list[Cell], policy: Policy | None = None) -> list[Row]:
@@ -108,6 +109,8 @@ def check(cell: Cell, phase: Phase = lambda cell_id, what: None) -> Row | Ready:
     variant = variants.get(cell.variant)
     backend = backends.get(cell.backend)
     reason = variants.why_not(variant, cell.case, cell.backend) or backends.why_not_run(backend)
+    if variant.source is None:
+        reason = reason or baselines.why_not(cell.variant, cell.case, cell.backend)
     if cell.case.dtype == "float64":
         reason = reason or "dtype float64: there is nothing to hold it against; gradcheck takes it"
     if reason:
@@ -117,14 +120,18 @@ def check(cell: Cell, phase: Phase = lambda cell_id, what: None) -> Row | Ready:
     try:
         candidate = _baseline(cell) if variant.source is None else _compiled(cell)
         phase(cell.cell_id, "check")
-        findings = _examine(cell.case, backend.torch_device, candidate)
+        findings = _examine(cell.case, backend.torch_device, candidate) if candidate.convolves else {}
     except (Cc1dError, torch.cuda.OutOfMemoryError) as e:
         return failed_row(cell, e if isinstance(e, Cc1dError) else LaunchError(str(e).splitlines()[0])) | where
+    except Exception as e:
+        if variant.source:
+            raise
+        return failed_row(cell, baselines.refusal(cell.variant, e)) | where
     row = base_row(cell, **where, **candidate.columns, **findings)
     verdict = _verdict(findings) if variant.kind == "kernel" else ""
     if verdict:
         return row | {"status": "wrong", "reason": verdict}
-    return Ready(row | {"status": "ok"}, candidate.timed)
+    return Ready(row | {"status": "ok"}, candidate.timed, candidate.convolves)
 
 
 # --- how a cell is launched -----------------------------------------------------------------------
@@ -137,10 +144,11 @@ class _Candidate:
     """
 
     launcher: Launcher
-    integer_launcher: Launcher
+    integer_launcher: Launcher | None
     timed: Launcher
     columns: Mapping[str, Any]
     schedule: Callable[[int], None] = lambda order: None
+    convolves: bool = True
 
 
 def _compiled(cell: Cell) -> _Candidate:
@@ -172,19 +180,18 @@ def _set_schedule(loaded: kernel.Kernel) -> Callable[[int], None]:
 
 
 def _baseline(cell: Cell) -> _Candidate:
+    entry = baselines.get(cell.variant)
+
     def checked(case: Case) -> Launcher:
         def fill(inputs: Inputs, outputs: Outputs) -> None:
-            for name, found in reference.torch_outputs(case, inputs).items():
+            for name, found in entry.start(case, inputs)().items():
                 outputs[name].copy_(found)
 
         return lambda inputs, outputs: _discard(functools.partial(fill, inputs, outputs))
 
-    def timed(inputs: Inputs, outputs: Outputs) -> Launch:
-        if cell.case.op == "bwd":
-            return Call(reference.torch_backward(cell.case, inputs))
-        return Call(lambda: reference.torch_outputs(cell.case, inputs))
-
-    return _Candidate(checked(cell.case), checked(without_activation(cell.case)), timed, {})
+    plain = checked(without_activation(cell.case)) if entry.exact_probe else None
+    timed: Launcher = lambda inputs, outputs: Call(entry.start(cell.case, inputs))  # noqa: E731
+    return _Candidate(checked(cell.case), plain, timed, {}, convolves=entry.convolves)
 
 
 def _discard(work: Callable[[], Any]) -> Launch:
@@ -242,7 +249,7 @@ def _examine(case: Case, device: str, candidate: _Candidate) -> dict[str, Any]:
         "gaps_untouched": clean and recheck.all_same(recheck.inputs_same(problem.inputs, inputs)),
         "repeatable": _is_repeatable(case, candidate, inputs, out),
         "causality": _is_causal(case, candidate, inputs, out),
-        "integer_probe": _is_exact(case, candidate, problem),
+        "integer_probe": _is_exact(case, candidate.integer_launcher, problem) if candidate.integer_launcher else None,
         "nan_stays": _nan_stays(case, candidate, inputs),
     }
 
@@ -304,9 +311,9 @@ def _is_causal(case: Case, candidate: _Candidate, inputs: Inputs, out: Outputs) 
     return True
 
 
-def _is_exact(case: Case, candidate: _Candidate, problem: _Problem) -> bool:
+def _is_exact(case: Case, launcher: Launcher, problem: _Problem) -> bool:
     """Integers give the exact integers, but for sums that fp32 cannot hold (of gradients, over 500,000 steps)."""
-    found = _run(case, candidate.integer_launcher, copy_inputs(case, problem.integers))[0]
+    found = _run(case, launcher, copy_inputs(case, problem.integers))[0]
     for name, truth in problem.integers_truths.items():
         held = truth.y.abs() < 2**24 - 31 * case.batch * case.seqlen if name in ("dweight", "dbias") else None
         same = found[name] == truth.y.to(found[name].dtype)
@@ -372,7 +379,8 @@ class _Faults:
         if name in self._ready:
             found = self._ready[name]
             exact = found.row["kind"] == "kernel"
-            self._found[name] = self._against.fault(found.launcher, self._members[name], run, exact)
+            subject = recheck.Subject(found.launcher, self._members[name], exact, found.convolves)
+            self._found[name] = self._against.fault(subject, run)
         elif name != "empty" and not _copied(run, self._copies):
             self.broken.append(name)
 

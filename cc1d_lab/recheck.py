@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -40,14 +41,27 @@ class Call:
         self.found = self._work()
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A member that was timed: its launches, and how to make one more. `exact`: ours, held to the bound and to bits.
+
+    A baseline is held to BASELINE_TOLERANCE; one that does not convolve copies x.
+    """
+
+    launcher: Launcher
+    launches: Sequence[Launch]
+    exact: bool
+    convolves: bool = True
+
+
 class Recheck:
     """Holds the timed members of a group against the oracle. `sets`: the inputs and outputs that they rotate over."""
 
-    def __init__(self, case: Case, sets: Sequence[tuple[Inputs, Outputs]], truths: Truths | None = None) -> None:
+    def __init__(self, case: Case, sets: Sequence[tuple[Inputs, Outputs]]) -> None:
         self._case, self._sets = case, sets
         self._device = sets[0][0].x.device.type
         self._inputs = copy_inputs(case, sets[0][0])  # what all sets must still hold in the end
-        self._truths = truths
+        self._truths: Truths | None = None
 
     def inputs_changed(self) -> bool:
         """Whether any set's inputs are no longer what they were; they are put right again."""
@@ -57,46 +71,50 @@ class Recheck:
             _restore(inputs, self._inputs)
         return True
 
-    def fault(self, launcher: Launcher, launches: Sequence[Launch], run: timing.Run, exact: bool) -> str:
-        """What is wrong with a member that was timed, or ''. `exact`: a kernel of ours, held to bound and bits."""
-        self._reset(launches)
+    def fault(self, subject: Subject, run: timing.Run) -> str:
+        """What is wrong with a member that was timed, or ''."""
+        self._reset(subject.launches)
         for _ in range(2):  # the second finds the outputs of the first
             run.queue()
         timing.synchronize(self._device)
-        sets = zip(launches, self._sets, strict=True)
-        # On the CPU one set stands for all: it is the one that is launched over.
-        found = [_results(launch, outputs) for launch, (_, outputs) in sets][: 1 if self._device == "cpu" else None]
-        faults = [self._wrong(launcher, found, run, exact)]
+        sets = zip(subject.launches, self._sets, strict=True)
+        found = [_results(launch, outputs) for launch, (_, outputs) in sets]
+        faults = [self._wrong(subject, found, run)]
         if self.inputs_changed():
             faults.append("it changes its inputs")
-        if exact and self._device != "cpu" and self._runs_ahead(launcher, run):
+        if subject.exact and self._device != "cpu" and self._runs_ahead(subject.launcher, run):
             faults.append("it works on another stream than the one it was given: its time is not all of it")
         return "; ".join(f for f in faults if f)
 
-    def _wrong(self, launcher: Launcher, found: list[Outputs], run: timing.Run, exact: bool) -> str:
-        first = {name: out.clone() for name, out in found[0].items()}
-        wanted, checked = first, first
-        if "conv_state" in first:  # a state moves on with each launch: only the first step is the oracle's
-            checked, wanted = self._alone(launcher, 1), self._alone(launcher, 2 * run.repeats)
-        bad = self._outside(checked, exact)
+    def _wrong(self, subject: Subject, found: list[Outputs], run: timing.Run) -> str:
+        wanted = checked = {name: out.clone() for name, out in found[0].items()}
+        if "conv_state" in wanted:  # a state moves on with each launch: only the first step is the oracle's
+            checked, wanted = self._alone(subject.launcher, 1), self._alone(subject.launcher, 2 * run.repeats)
+        bad = self._outside(subject, checked)
         if bad:
             return bad
-        same = _same_bits if exact else _near
+        same = _same_bits if subject.exact else _near
         if all_same(same(wanted[name], out) for outputs in found for name, out in outputs.items()):
             return ""
         return "the timed launches do not give the outputs of a single one"
 
-    def _outside(self, outputs: Outputs, exact: bool) -> str:
-        if self._truths is None:
-            self._truths = oracle.truths(self._case, self._inputs)
-        for name, truth in self._truths.items():
-            if exact:
+    def _outside(self, subject: Subject, outputs: Outputs) -> str:
+        for name, truth in self._truth_of(subject).items():
+            if subject.exact:
                 n = int((~((outputs[name].double() - truth.y).abs() <= truth.bound)).sum())
                 if n:
                     return f"{n} of {name} are outside the bound"
             elif not _near(truth.y, outputs[name]):
                 return f"{name} is not what is computed"
         return ""
+
+    def _truth_of(self, subject: Subject) -> Truths:
+        if not subject.convolves:
+            x = self._inputs.x.double()
+            return {"out": reference.Oracle(x, torch.zeros_like(x))}
+        if self._truths is None:
+            self._truths = oracle.truths(self._case, self._inputs)
+        return self._truths
 
     def _alone(self, launcher: Launcher, times: int) -> Outputs:
         """The outputs of single launches over buffers of their own."""

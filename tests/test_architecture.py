@@ -23,9 +23,9 @@ from cc1d_lab.variants import VARIANTS
 FLOORS = (
     ("code_object", "errors", "paths", "progress"),
     ("case", "strict_yaml"),
-    ("results", "timing", "sensors", "backends", "variants", "cell", "occupancy"),
+    ("results", "timing", "sensors", "triton_kernels", "backends", "variants", "cell", "occupancy"),
     ("build", "oracle", "reference", "tables"),
-    ("ceilings", "recheck", "kernel", "machine_code", "plots", "provenance"),
+    ("baselines", "ceilings", "recheck", "kernel", "machine_code", "plots", "provenance"),
     ("anatomy", "catalogue", "evaluation", "ops"),
     ("experiment", "worker"),
     ("runner",),
