@@ -241,7 +241,8 @@ def _capture(run_all: Callable[[], None]) -> Callable[[], None]:
     import torch
 
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # A capture that fails leaves its own stream the current one: the outer context puts that right.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
         run_all()
     return graph.replay
 
