@@ -127,6 +127,7 @@ def test_page_says_what_it_must(report: Path) -> None:
     text = report.read_text()
     for part in ("cells are ok", "CPU emulation", "made-up GPU", "made-up crashed", "[0, 3, 127]", "0123abc", "-O3"):
         assert part in text, part
+    assert "torch_conv1d takes (times)" in text, "the ratio to each baseline"
     for name in render.NOTEBOOKS:
         assert f'href="notebooks/{name}.html"' in text
         assert (report.parent / "notebooks" / f"{name}.ipynb").is_file()

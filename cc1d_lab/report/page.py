@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__, plots, tables
+from ..variants import VARIANTS
 from .files import write
 
 if TYPE_CHECKING:
@@ -166,6 +167,14 @@ _SPEEDUP = (
     Column("std_pct", "std dev (%)", tables.number, "n"),
     Column("correct", "correct"),
 )
+_RATIOS = (
+    Column("configuration", "configuration"),
+    Column("variant", "variant", css="name"),
+    Column("time_us_p50", "time (µs)", tables.number, "n"),
+    Column("pct_copy", "% of copy", _percent, "n"),
+    Column("noise_pct", "A/A (%)", tables.number, "n"),
+    Column("flags", "doubtful"),
+)
 _REASONS = (
     Column("status", "status", lambda v: tables.text(v).replace("_", " ")),
     Column("cells", "cells", _count, "n"),
@@ -224,9 +233,18 @@ def _summaries(rows: pd.DataFrame) -> list[dict[str, Any]]:
             "emulated": tables.emulated(part),
             "summary": _table(tables.summary(part), _summary_columns(part)),
             "speedup": _table(tables.speedup_table(part), _speedup_columns(part)),
+            "ratios": _ratios(part),
         }
         for _, part in parts
     ]
+
+
+def _ratios(part: pd.DataFrame) -> dict[str, Any]:
+    """Each kernel against the copy and each baseline that was timed."""
+    frame = tables.ratios(part)
+    names = [name for name in frame.columns if name in VARIANTS]
+    columns = [Column(name, f"{name} takes (times)", tables.number, "n") for name in names]
+    return _table(frame, [*_RATIOS[:4], *columns, *_RATIOS[4:]])
 
 
 def _summary_columns(part: pd.DataFrame) -> list[Column]:
