@@ -189,8 +189,10 @@ def _baseline(cell: Cell) -> _Candidate:
 
         return lambda inputs, outputs: _discard(functools.partial(fill, inputs, outputs))
 
+    def timed(inputs: Inputs, outputs: Outputs) -> Launch:
+        return Call(entry.start(cell.case, inputs))
+
     plain = checked(without_activation(cell.case)) if entry.exact_probe else None
-    timed: Launcher = lambda inputs, outputs: Call(entry.start(cell.case, inputs))  # noqa: E731
     return _Candidate(checked(cell.case), plain, timed, {}, convolves=entry.convolves)
 
 

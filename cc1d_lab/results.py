@@ -114,6 +114,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def believable(row: Row) -> bool:
+    """Whether a row has a time that something may be chosen for: not faster than a copy, nor than an empty launch."""
+    impossible = {"above_ceiling", "below_launch"} & set(row["flags"] or ())
+    return row["status"] == "ok" and bool(row["time_us_p50"]) and not impossible
+
+
 def append(path: Path, row: Row) -> None:
     """Add one row to a JSON-lines file: one write, flushed to disk. Safe beside other writers.
 
