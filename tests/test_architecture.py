@@ -26,6 +26,7 @@ FLOORS = (
     ("results", "timing", "sensors", "triton_kernels", "backends", "variants", "cell", "occupancy"),
     ("build", "oracle", "reference", "tables"),
     ("baselines", "ceilings", "recheck", "kernel", "machine_code", "plots", "provenance"),
+    ("measurement",),
     ("anatomy", "catalogue", "evaluation", "ops"),
     ("experiment", "worker"),
     ("runner",),

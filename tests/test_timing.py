@@ -14,7 +14,7 @@ import pytest
 import torch
 from planted import Planted, plant
 
-from cc1d_lab import build, ceilings, evaluation, recheck, reference, sensors, timing
+from cc1d_lab import build, ceilings, measurement, recheck, reference, sensors, timing
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.errors import ConfigError
@@ -261,11 +261,11 @@ def _timing(us: float) -> timing.Timing:
 )
 def test_what_cannot_be_is_flagged(us: float, shared: dict[str, Any], flags: list[str]) -> None:
     usual = {"copy_time_us": 100.0, "empty_time_us": 1.1}
-    assert evaluation._doubts(_timing(us), usual | shared) == flags
+    assert measurement._doubts(_timing(us), usual | shared) == flags
 
 
 def test_a_time_without_a_ceiling_is_not_doubted_for_it() -> None:
-    assert evaluation._doubts(_timing(1.0), {}) == []
+    assert measurement._doubts(_timing(1.0), {}) == []
 
 
 GPU_CELL = Cell("fwd_naive", "nvidia", Case(8, 512, 2048, dtype="bfloat16"))
@@ -285,25 +285,25 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_ceiling_is_the_faster_copy_and_the_noise_that_of_two_equal_ones(record: Path) -> None:
-    columns = evaluation._ceiling_columns(GPU_CELL, _group(20.0, 19.0, 20.1), [])
+    columns = measurement._ceiling_columns(GPU_CELL, _group(20.0, 19.0, 20.1), [])
     assert (columns["copy_kind"], columns["copy_time_us"], columns["empty_time_us"]) == ("runtime", 19.0, 1.1)
     assert columns["noise_pct"] == pytest.approx(0.5)
 
 
 def test_a_copy_that_does_not_copy_is_no_ceiling(record: Path) -> None:
-    columns = evaluation._ceiling_columns(GPU_CELL, _group(20.0, 1.0, 20.0), ["copy_runtime"])
+    columns = measurement._ceiling_columns(GPU_CELL, _group(20.0, 1.0, 20.0), ["copy_runtime"])
     assert (columns["copy_kind"], columns["copy_time_us"]) == ("kernel", 20.0)
-    assert evaluation._ceiling_columns(GPU_CELL, _group(1.0, 1.0, 1.0), ["copy_runtime", "copy_kernel"]) == {}
+    assert measurement._ceiling_columns(GPU_CELL, _group(1.0, 1.0, 1.0), ["copy_runtime", "copy_kernel"]) == {}
 
 
 def test_a_device_slower_than_its_model_was_is_seen(record: Path) -> None:
-    first = evaluation._ceiling_columns(GPU_CELL, _group(20.0, 25.0, 20.0), [])
+    first = measurement._ceiling_columns(GPU_CELL, _group(20.0, 25.0, 20.0), [])
     assert first["copy_pct_of_best"] is None, "nothing to compare with yet"
-    slow = evaluation._ceiling_columns(GPU_CELL, _group(25.0, 26.0, 25.0), [])
+    slow = measurement._ceiling_columns(GPU_CELL, _group(25.0, 26.0, 25.0), [])
     assert slow["copy_pct_of_best"] == pytest.approx(80.0)
-    faster = evaluation._ceiling_columns(GPU_CELL, _group(16.0, 20.0, 16.0), [])
+    faster = measurement._ceiling_columns(GPU_CELL, _group(16.0, 20.0, 16.0), [])
     assert faster["copy_pct_of_best"] == pytest.approx(125.0)
-    again = evaluation._ceiling_columns(GPU_CELL, _group(20.0, 20.0, 20.0), [])
+    again = measurement._ceiling_columns(GPU_CELL, _group(20.0, 20.0, 20.0), [])
     assert again["copy_pct_of_best"] == pytest.approx(80.0), "the best is remembered, a slow run is not"
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from planted import Planted, plant
 
-from cc1d_lab import backends, baselines, evaluation, recheck, sensors, timing, variants
+from cc1d_lab import backends, baselines, measurement, recheck, sensors, timing, variants
 from cc1d_lab.case import DTYPES, LAYOUTS, Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.evaluation import evaluate
@@ -171,9 +171,9 @@ def test_a_fault_of_later_launches_is_found(fault: str, tmp_path: Path, monkeypa
 
 
 def test_a_copy_that_does_nothing_is_no_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    ceilings = evaluation._ceilings
+    ceilings = measurement._ceilings
     monkeypatch.setattr(
-        evaluation, "_ceilings", lambda *a: ceilings(*a) | {"copy_runtime": [lambda stream: None] * len(a[1])}
+        measurement, "_ceilings", lambda *a: ceilings(*a) | {"copy_runtime": [lambda stream: None] * len(a[1])}
     )
     row = _evaluate("fwd_register")[0]
     assert row["copy_kind"] == "kernel"
