@@ -42,6 +42,11 @@ FAULTS = {
     "wrong from some launch on": (_later(NO_BIAS), "outside the bound"),
     "changes x": (_later(f"{LAUNCH} {WRITE_X}"), "changes its inputs"),
     "changes weight": (_later(f"{LAUNCH} {WRITE_WEIGHT}"), "changes its inputs"),
+    "skips where it has been": (
+        f"static int calls = 0; static const void* last = nullptr; if (++calls <= {CALLS} || last != p.out) {LAUNCH}"
+        " last = p.out;",
+        "outside the bound",
+    ),
     "builds on what was there": (ADD_TO_OUT, "outside the bound"),
 }
 
