@@ -124,10 +124,10 @@ def _stages(launch: Launch) -> dict[str, list[Launch]]:
 
 def ceiling_case(case: Case) -> Case:
     """The case that the copy kernel is compiled for: as many bytes, lying side by side."""
-    steps = case.seqlen + (case.width - 1 if case.states or case.op == "update" else 0)
+    steps = case.seqlen + (case.state_steps if case.states or case.op == "update" else 0)
     if case.op == "bwd":
         steps = -(-3 * steps // 2)  # three tensors are moved, not two
-    plain = dataclasses.replace(case, op="fwd", states=False, seq_idx=False, seqlen=steps)
+    plain = dataclasses.replace(case, op="fwd", state_len=0, states=False, seq_idx=False, seqlen=steps)
     return dataclasses.replace(plain, layout="channel_first", view="contiguous", row_stride=0)
 
 

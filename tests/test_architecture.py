@@ -22,12 +22,12 @@ from cc1d_lab.variants import VARIANTS
 # Lowest first. A module imports from its own floor and those below; on one floor, in no circle.
 FLOORS = (
     ("code_object", "errors", "paths", "progress"),
-    ("case", "strict_yaml"),
+    ("case", "programs", "strict_yaml"),
     ("results", "timing", "sensors", "triton_kernels", "backends", "variants", "cell", "occupancy"),
     ("build", "oracle", "reference", "tables"),
-    ("baselines", "ceilings", "recheck", "kernel", "machine_code", "plots", "provenance"),
+    ("baselines", "ceilings", "recheck", "kernel", "machine_code", "plots", "provenance", "scaling", "shares"),
     ("measurement",),
-    ("anatomy", "catalogue", "evaluation", "ops"),
+    ("anatomy", "catalogue", "evaluation", "ops", "pipeline"),
     ("experiment", "worker"),
     ("runner",),
     ("notebook",),
