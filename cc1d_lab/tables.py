@@ -253,7 +253,7 @@ def wrong(df: pd.DataFrame) -> pd.DataFrame:
     return _frame(records, (*columns, "probes_failed", "reason"))
 
 
-PROBES = ("integer_probe", "causality", "gaps_untouched", "repeatable")
+PROBES = ("integer_probe", "causality", "gaps_untouched", "repeatable", "timed_result")
 
 
 def checks(df: pd.DataFrame) -> pd.DataFrame:

@@ -142,6 +142,13 @@ def test_fastest_needs_distance_and_an_opponent() -> None:
     assert tables.fastest(_race(("fwd_naive", 9, 10, 11))).empty
 
 
+def test_a_kernel_that_is_wrong_when_timed_is_named_as_such() -> None:
+    row = spoil(make_row("fwd_naive", "nvidia", Case()), "wrong") | {"causality": True, "timed_result": False}
+    rows = load_rows([row, make_row("fwd_naive", "nvidia", Case(seqlen=64), timed_result=True)])
+    assert tables.wrong(rows)["probes_failed"].tolist() == ["timed_result"]
+    assert tables.checks(rows)["timed_result"].tolist() == ["1/2"]
+
+
 def test_what_is_nearer_than_two_equal_members_is_a_tie() -> None:
     pair = (("fwd_naive", 10.0, 10.1, 10.2), ("fwd_shared_memory", 9.8, 9.9, 9.95))
     assert tables.fastest(_race(*pair, noise_pct=0.2))["wins"].tolist() == [1]

@@ -50,7 +50,7 @@ def test_each_mode_says_what_it_is(policy: str) -> None:
     assert row["status"] == "ok", row["reason"]
     assert (row["cache_state"], row["timing_mode"]) == (chosen.cache, chosen.launch)
     assert row["timed_result"]
-    assert row["noise_pct"] < 5
+    assert chosen.launch == "stream" or row["noise_pct"] < 5, "launched one by one, a busy host shows"
     assert row["clock_mhz"] > 100
     assert row["temperature_c"] > 0
     assert row["empty_time_us"] < row["time_us_p50"]
