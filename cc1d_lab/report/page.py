@@ -308,7 +308,7 @@ def _context(run: Path, rows: pd.DataFrame, info: Info, pictures: list[Picture],
         "programs": bool(len(rows)) and bool(rows["program"].notna().all()),
         "pictures": pictures,
         "wrong": _table(tables.wrong(rows), _WRONG),
-        "reasons": _table(tables.reasons(tables.ours(rows)), _REASONS, link="log"),
+        "reasons": _table(tables.reasons(rows), _REASONS, link="log"),
         "caveats": _caveats(rows),
         **_provenance(info),
     }
