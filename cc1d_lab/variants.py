@@ -57,7 +57,7 @@ class Variant:
 
     @property
     def source(self) -> str | None:
-        """File name of the kernel below hip_kernels/, or None for a baseline of torch."""
+        """File name of the kernel below hip_kernels/, or None for a baseline."""
         return None if self.kind == "baseline" else f"{self.name}.hip"
 
 
@@ -225,6 +225,36 @@ _ENTRIES = (
         op="any",
         widths=(1, 4096),
     ),
+    Variant(
+        "torch_compile",
+        "torch.compile of shifted sums: what PyTorch's compiler makes of the definition",
+        kind="baseline",
+        widths=(1, 64),
+    ),
+    Variant(
+        "torch_copy",
+        "a copy of x by the runtime, in the layout of the case: no convolution at all",
+        kind="baseline",
+        widths=(1, 4096),
+    ),
+    Variant("triton_conv1d", "a plain Triton kernel per layout: a shifted load a tap", kind="baseline", widths=(1, 64)),
+    Variant(
+        "dao_causal_conv1d",
+        "Dao-AILab's package causal_conv1d",
+        kind="baseline",
+        op="any",
+        features=FEATURES,
+        widths=(2, 4),
+    ),
+    Variant(
+        "fla_causal_conv1d",
+        "flash-linear-attention's causal_conv1d",
+        kind="baseline",
+        op="any",
+        layouts=("channel_last",),
+        widths=(1, 64),
+    ),
+    Variant("aiter_causal_conv1d", "AITER's causal_conv1d", kind="baseline", widths=(2, 4)),
     Variant(
         "copy", "a vector a thread: the ceiling", kind="helper", op="any", tunables={"block": Tunable(256, _BLOCKS)}
     ),

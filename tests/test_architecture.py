@@ -23,9 +23,10 @@ from cc1d_lab.variants import VARIANTS
 FLOORS = (
     ("code_object", "errors", "paths", "progress"),
     ("case", "programs", "strict_yaml"),
-    ("results", "timing", "backends", "variants", "cell", "occupancy"),
+    ("results", "timing", "sensors", "triton_kernels", "backends", "variants", "cell", "occupancy"),
     ("build", "oracle", "reference", "tables"),
-    ("kernel", "machine_code", "plots", "provenance", "scaling", "shares"),
+    ("baselines", "ceilings", "recheck", "kernel", "machine_code", "plots", "provenance", "scaling", "shares"),
+    ("measurement",),
     ("anatomy", "catalogue", "evaluation", "ops", "pipeline"),
     ("experiment", "worker"),
     ("runner",),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__, plots, shares, tables
+from ..variants import VARIANTS
 from .files import write
 
 if TYPE_CHECKING:
@@ -173,6 +174,14 @@ _SPEEDUP = (
     Column("std_pct", "std dev (%)", tables.number, "n"),
     Column("correct", "correct"),
 )
+_RATIOS = (
+    Column("configuration", "configuration"),
+    Column("variant", "variant", css="name"),
+    Column("time_us_p50", "time (µs)", tables.number, "n"),
+    Column("pct_copy", "% of copy", _percent, "n"),
+    Column("noise_pct", "A/A (%)", tables.number, "n"),
+    Column("flags", "doubtful"),
+)
 _PROGRAMS = (
     Column("configuration", "case"),
     Column("program", "program", css="name"),
@@ -239,9 +248,18 @@ def _summaries(rows: pd.DataFrame) -> list[dict[str, Any]]:
             "emulated": tables.emulated(part),
             "summary": _summary(part),
             "speedup": _table(tables.speedup_table(part), _speedup_columns(part)),
+            "ratios": _ratios(part),
         }
         for _, part in parts
     ]
+
+
+def _ratios(part: pd.DataFrame) -> dict[str, Any]:
+    """Each kernel against the copy and each baseline that was timed."""
+    frame = tables.ratios(part)
+    names = [name for name in frame.columns if name in VARIANTS]
+    columns = [Column(name, f"{name} takes (times)", tables.number, "n") for name in names]
+    return _table(frame, [*_RATIOS[:4], *columns, *_RATIOS[4:]])
 
 
 def _summary(part: pd.DataFrame) -> dict[str, Any]:
@@ -290,7 +308,7 @@ def _context(run: Path, rows: pd.DataFrame, info: Info, pictures: list[Picture],
         "programs": bool(len(rows)) and bool(rows["program"].notna().all()),
         "pictures": pictures,
         "wrong": _table(tables.wrong(rows), _WRONG),
-        "reasons": _table(tables.reasons(tables.ours(rows)), _REASONS, link="log"),
+        "reasons": _table(tables.reasons(rows), _REASONS, link="log"),
         "caveats": _caveats(rows),
         **_provenance(info),
     }
