@@ -66,6 +66,12 @@ def _dense_gemm_flops(case: Case) -> int:
     return 2 * rows * dim * dim * case.width
 
 
+def _banded_flops(case: Case) -> int:
+    """A product of 16 x 16 x 16 with the segments of a tile of 256 outputs, one with those before; aligned rows."""
+    tiles = case.batch * case.dim * -(-case.seqlen // 256)
+    return tiles * (2 if case.width > 1 else 1) * 2 * 16**3
+
+
 def _round16(n: int) -> int:
     return -(-n // 16) * 16
 
@@ -112,6 +118,22 @@ _ENTRIES = (
         tunables={"block": Tunable(256, (64, 128, 256))},
         executed_flops=_dense_gemm_flops,
         caveat="a NaN or Inf in one channel reaches every channel (0 * Inf in the dense weight)",
+    ),
+    Variant(
+        "fwd_toeplitz_wmma",
+        "a banded 16x16 matrix of a channel's taps times its sequence in segments of 16, on the matrix cores",
+        dtypes=HALF,
+        layouts=("channel_first",),
+        widths=(1, 8),
+        vectors_below=2**31,
+        mixed_weight=False,
+        tunables={
+            "block": Tunable(128, (64, 128, 256)),
+            "vectors": Tunable(2, (1, 2, 4)),
+            "pitch": Tunable(24, (16, 24)),
+            "resident": Tunable(1024, (1024, 1536, 2048)),
+        },
+        executed_flops=_banded_flops,
     ),
     Variant(
         "fwd_register",
