@@ -66,6 +66,11 @@ def _dense_gemm_flops(case: Case) -> int:
     return 2 * rows * dim * dim * case.width
 
 
+def _diagonal_blocks_flops(case: Case) -> int:
+    """Of the dense product, the blocks of 16 x 16 channels that are not all zero."""
+    return 2 * case.batch * _round16(case.seqlen) * _round16(case.dim) * 16 * case.width
+
+
 def _banded_flops(case: Case) -> int:
     """A product of 16 x 16 x 16 with the segments of a tile of 256 outputs, one with those before; aligned rows."""
     tiles = case.batch * case.dim * -(-case.seqlen // 256)
@@ -120,6 +125,16 @@ _ENTRIES = (
         caveat="a NaN or Inf in one channel reaches every channel (0 * Inf in the dense weight)",
     ),
     Variant(
+        "fwd_im2col_fused_wmma",
+        "im2col in shared memory, 16x16x16 products with the diagonal blocks of the dense weight, bias and activation at once",
+        dtypes=HALF,
+        widths=(1, 8),
+        mixed_weight=False,
+        tunables={"block": Tunable(128, (64, 128, 256)), "channels": Tunable(32, (16, 32))},
+        executed_flops=_diagonal_blocks_flops,
+        caveat="a NaN or Inf in one channel reaches the 16 channels of its block (0 * Inf in the dense weight)",
+    ),
+    Variant(
         "fwd_toeplitz_wmma",
         "a banded 16x16 matrix of a channel's taps times its sequence in segments of 16, on the matrix cores",
         dtypes=HALF,
@@ -130,8 +145,7 @@ _ENTRIES = (
         tunables={
             "block": Tunable(128, (64, 128, 256)),
             "vectors": Tunable(2, (1, 2, 4)),
-            "pitch": Tunable(24, (16, 24)),
-            "resident": Tunable(1024, (1024, 1536, 2048)),
+            "resident": Tunable(1024, (1024, 1280)),
         },
         executed_flops=_banded_flops,
     ),

@@ -26,16 +26,17 @@
 
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kVectors = CC1D_VECTORS;    // of a lane
-constexpr int kPitch = CC1D_PITCH;        // of a row of sums in shared memory; 24 keeps its banks apart
 constexpr int kResident = CC1D_RESIDENT;  // threads that are to fit on a multiprocessor: bounds the registers
 constexpr int kWaves = kBlock / kWarp;
 constexpr int kHalo = kWidth - 1;
 constexpr int kSide = 16;                    // of a tile, so also the length of a segment
 constexpr int kTile = kSide * kSide;         // outputs
 constexpr int kStep = kWarp * kVec;          // outputs of a wave at a vector a lane
+constexpr int kPitch = 24;                   // of a row of sums in shared memory: neighbouring rows in other banks
 constexpr int kTiles = kStep / kTile;        // tiles in that: 1, or 2 with 64 lanes
 constexpr int kRun = kStep * kVectors;       // neighbouring outputs of a wave
 constexpr int kLanes = kWarp / kTiles;       // of a tile
+constexpr int kTaps = ceil_div(kWidth * kSide, kWarp);  // that a lane writes into the band
 static_assert(sizeof(elem_t) == 2 && kTiles * kTile == kStep, "a tile is a vector of each of 32 lanes");
 static_assert(kHalo <= kVec, "the halo lies in the vector before the run");
 static_assert(!kChannelLast, "segments lie along the sequence");
@@ -50,47 +51,42 @@ __device__ inline void put(elem_t* shared, const vector_t& v) {
     *reinterpret_cast<raw16_t*>(shared) = raw16_t{v.words[0], v.words[1], v.words[2], v.words[3]};
 }
 
-__device__ inline int clamp_to_vector(index_t i) { return i < 0 ? 0 : i > kVec ? kVec : static_cast<int>(i); }
-
 // Elements by which `p` is past a 16-byte boundary.
 __host__ __device__ inline int lead_of(const elem_t* p) { return reinterpret_cast<uintptr_t>(p) % 16 / sizeof(elem_t); }
 
-// Steps t to t + kVec - 1 of a row, 0 where it has none. What lies beside the row is read where it is part of the tensor.
-__device__ inline vector_t load(const Params& p, const elem_t* row, index_t t) {
-    const elem_t* x = row + t * p.x_seq_stride;
-    const int first = clamp_to_vector(-t), last = clamp_to_vector(p.seqlen - t);
-    vector_t v = vector_t::zero();
-    if (first >= last) return v;
-    const elem_t* begin = static_cast<const elem_t*>(p.x);
-    const elem_t* end = begin + (p.batch - 1) * p.x_batch_stride + (p.dim - 1) * p.x_dim_stride + p.seqlen;
-    if (p.x_seq_stride == 1 && x >= begin && x + kVec <= end) {
-        v = vector_t::load(x);
-        if (last - first < kVec) v.keep(first, last);
-    } else {
-        for (int i = 0; i < kVec; ++i)
-            if (i >= first && i < last) v.put(i, x[i * p.x_seq_stride]);
-    }
-    return v;
-}
+// What a wave does: elements [begin, end) from x on, of which `begin` is up to a vector before it, or after it where the row begins.
+struct Run {
+    const elem_t* x;
+    elem_t* out;
+    int begin, end;
+    bool x_vectors, out_vectors;
 
-__device__ inline void store(const Params& p, elem_t* row, index_t t, bool vectors, const vector_t& v) {
-    elem_t* out = row + t * p.out_seq_stride;
-    if (vectors && t >= 0 && t + kVec <= p.seqlen) return v.store(out);
-    for (int i = 0; i < kVec; ++i)
-        if (t + i >= 0 && t + i < p.seqlen) out[i * p.out_seq_stride] = v.get(i);
-}
+    __device__ bool whole(int i) const { return i >= begin && i + kVec <= end; }
 
-// Before and Within, one above the other: row k has tap kHalo - n in column k - kSide + n. By all lanes of a wave.
-__device__ inline void write_band(elem_t* band, const weight_t* taps, index_t stride) {
-    const int lane = lane_id();
-    for (int i = lane * kVec; i < 2 * kTile; i += kStep) put(band + i, vector_t::zero());
-    sync_wave();
-    for (int n = lane / kSide; n < kWidth; n += kWarp / kSide) {
-        const int column = lane % kSide;
-        band[(column + kSide - n) * kSide + column] = taps[(kHalo - n) * stride];
+    // The vector at i, 0 where there is none. What lies beside the row is read where it is part of the tensor.
+    __device__ vector_t load(const Params& p, int i) const {
+        if (x_vectors && whole(i)) return vector_t::load(x + i);
+        const int first = begin > i ? begin - i : 0, last = end - i;
+        vector_t v = vector_t::zero();
+        if (first >= kVec || last <= first) return v;
+        const elem_t* tensor = static_cast<const elem_t*>(p.x);
+        const elem_t* tensor_end = tensor + (p.batch - 1) * p.x_batch_stride + (p.dim - 1) * p.x_dim_stride + p.seqlen;
+        if (x_vectors && x + i >= tensor && x + i + kVec <= tensor_end) {
+            v = vector_t::load(x + i);
+            v.keep(first, last);
+            return v;
+        }
+        for (int e = 0; e < kVec; ++e)
+            if (e >= first && e < last) v.put(e, x[(i + e) * p.x_seq_stride]);
+        return v;
     }
-    sync_wave();
-}
+
+    __device__ void store(const Params& p, int i, const vector_t& v) const {
+        if (out_vectors && whole(i)) return v.store(out + i);
+        for (int e = 0; e < kVec; ++e)
+            if (i + e >= begin && i + e < end) out[(i + e) * p.out_seq_stride] = v.get(e);
+    }
+};
 
 extern "C" __global__ __launch_bounds__(kBlock, kResident / kBlock) void fwd_toeplitz_wmma(const Params p, const Divisor runs, const Divisor dims) {
     alignas(32) __shared__ elem_t segments[kWaves][kSide + kRun];  // the segment before the run, then the run
@@ -105,26 +101,45 @@ extern "C" __global__ __launch_bounds__(kBlock, kResident / kBlock) void fwd_toe
     const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim * p.x_dim_stride;
     elem_t* out = static_cast<elem_t*>(p.out) + batch * p.out_batch_stride + dim * p.out_dim_stride;
     const int lead = lead_of(x);
-    const bool vectors = p.out_seq_stride == 1 && lead_of(out) == lead;
-    const index_t t0 = index_t(number - row * runs.d) * kRun - lead, t = t0 + lane * kVec;  // of the run, of the lane
+    const index_t t = index_t(number - row * runs.d) * kRun - lead;  // step of the row that the run begins with
+    const Run run{x + t * p.x_seq_stride, out + t * p.out_seq_stride,
+                  t >= kVec ? -kVec : static_cast<int>(-t), p.seqlen - t < kRun ? static_cast<int>(p.seqlen - t) : kRun,
+                  p.x_seq_stride == 1, p.out_seq_stride == 1 && lead_of(out) == lead};
 
     vector_t own[kVectors];
-    for (int v = 0; v < kVectors; ++v) own[v] = load(p, x, t + v * kStep);
+    for (int v = 0; v < kVectors; ++v) own[v] = run.load(p, v * kStep + lane * kVec);
     // Of the segment before, the second half is the halo. The first meets zeros of the band, so it must be finite.
-    const vector_t halo = lane == 1 ? load(p, x, t0 - kVec) : vector_t::zero();
+    const vector_t halo = lane == 1 ? run.load(p, -kVec) : vector_t::zero();
 
+    // The band: row k of Before and Within, one above the other, has tap kHalo - n in column k - kSide + n.
     const weight_t* taps = static_cast<const weight_t*>(p.weight) + dim * p.weight_dim_stride;
     const acc_t bias = p.bias ? to_float(static_cast<const weight_t*>(p.bias)[dim]) : acc_t(0);
+    weight_t tap[kTaps];
+    for (int i = 0; i < kTaps; ++i) {
+        const int n = lane / kSide + i * (kWarp / kSide);
+        if (n < kWidth) tap[i] = taps[(kHalo - n) * p.weight_width_stride];
+    }
+    for (int i = 0; i < 2 * kTile; i += kStep) put(exchange.band + i + lane * kVec, vector_t::zero());
+    sync_wave();
+    for (int i = 0; i < kTaps; ++i) {
+        const int n = lane / kSide + i * (kWarp / kSide), column = lane % kSide;
+        if (n < kWidth) exchange.band[(column + kSide - n) * kSide + column] = tap[i];
+    }
+    sync_wave();
     FragmentB<elem_t> before, within;
-    write_band(exchange.band, taps, p.weight_width_stride);
-    if constexpr (kHalo > 0) before.load(exchange.band, kSide);
-    within.load(exchange.band + kTile, kSide);
+    if constexpr (kHalo > 0) before.load_shared(exchange.band, kSide);
+    within.load_shared(exchange.band + kTile, kSide);
 
     if (lane < 2) put(segment + lane * kVec, halo);
     for (int v = 0; v < kVectors; ++v) put(segment + kSide + v * kStep + lane * kVec, own[v]);
 
+    // Half a row of sums a lane. Odd lanes begin with their second four, so that eight lanes read from all banks.
+    const int part = lane % kLanes, swap = part % 2 * 4;
+    const float* half = exchange.sums[lane / kLanes] + part / 2 * kPitch + part % 2 * kVec;
+
+#pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-        if (t0 + v * kStep >= p.seqlen) break;
+        if (v * kStep >= run.end) break;
         sync_wave();
         for (int tile = 0; tile < kTiles; ++tile) {
             const elem_t* from = segment + v * kStep + tile * kTile;
@@ -132,34 +147,31 @@ extern "C" __global__ __launch_bounds__(kBlock, kResident / kBlock) void fwd_toe
             FragmentC c;
             c.fill(0.0f);
             if constexpr (kHalo > 0) {
-                a.load(from, kSide);
+                a.load_shared(from, kSide);
                 multiply_accumulate(c, a, before);
             }
-            a.load(from + kSide, kSide);
+            a.load_shared(from + kSide, kSide);
             multiply_accumulate(c, a, within);
             c.store(exchange.sums[tile], kPitch);
         }
         sync_wave();
 
-        // Half a row a lane. Odd lanes begin with their second four, so that eight lanes read from all banks.
-        const int part = lane % kLanes, swap = part % 2 * 4;
-        const float* from = exchange.sums[lane / kLanes] + part / 2 * kPitch + part % 2 * kVec;
         acc_t sum[kVec];
-        __builtin_memcpy(sum, __builtin_assume_aligned(from + swap, 16), 16);
-        __builtin_memcpy(sum + 4, __builtin_assume_aligned(from + 4 - swap, 16), 16);
-        float nothing = 0.0f;  // 0, unless one of them is not finite
-        for (int i = 0; i < kVec; ++i) nothing = fmaf(sum[i], 0.0f, nothing);
-        if (nothing != 0.0f) {
+        for (int i = 0; i < 4; ++i) sum[i] = half[swap + i];
+        for (int i = 0; i < 4; ++i) sum[4 + i] = half[4 - swap + i];
+        if (sum[0] - sum[0] != 0.0f) {  // not finite; then none of its row is
             const elem_t* steps = segment + kSide + v * kStep + lane * kVec - kHalo;
             for (int i = 0; i < kVec; ++i) sum[i] = 0.0f;
+#pragma unroll 1
             for (int w = 0; w < kWidth; ++w)
-                for (int i = 0; i < kVec; ++i) sum[i] += to_float(taps[w * p.weight_width_stride]) * to_float(steps[(i ^ swap) + w]);
+                for (int i = 0; i < kVec; ++i) sum[i] += to_float(taps[w * p.weight_width_stride]) * to_float(steps[w + (i ^ swap)]);
         }
+
         for (int i = 0; i < kVec; ++i) sum[i] = activate(sum[i] + bias);
         const vector_t swapped = vector_t::from(sum);
         vector_t result;
-        for (int w = 0; w < 4; ++w) result.words[w] = swap ? swapped.words[w ^ 2] : swapped.words[w];
-        store(p, out, t + v * kStep, vectors, result);
+        for (int w = 0; w < vector_t::kWords; ++w) result.words[w] = swap ? swapped.words[w ^ 2] : swapped.words[w];
+        run.store(p, v * kStep + lane * kVec, result);
     }
 }
 
