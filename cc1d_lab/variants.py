@@ -35,7 +35,8 @@ class Variant:
 
     `op`: fwd, bwd or update; `any` for helpers and baselines that serve all. `features`: what it can do beyond the
     plain call: `states`, `seq_idx`. `rank`: which one `auto` prefers among those that can do a call; 0 is never chosen.
-    `executed_flops(case)` counts what is really computed where that is far above `case.flops()`.
+    `executed_flops(case)` counts what is really computed where that is far above `case.flops()`, `im2col_bytes(case)` the
+    matrix that im2col puts into device memory.
     `caveat` is what a user who swaps the variant in should know; it stands in every row.
     """
 
@@ -53,6 +54,7 @@ class Variant:
     stages: tuple[str, ...] = ("conv",)
     tunables: Mapping[str, Tunable] = field(default_factory=dict)
     executed_flops: Callable[[Case], int] | None = None
+    im2col_bytes: Callable[[Case], int] | None = None
     caveat: str = ""
 
     @property
@@ -64,6 +66,11 @@ class Variant:
 def _dense_gemm_flops(case: Case) -> int:
     rows, dim = _round16(case.seqlen) * case.batch, _round16(case.dim)
     return 2 * rows * dim * dim * case.width
+
+
+def _im2col_bytes(case: Case) -> int:
+    """The matrix of `width` shifted copies, its steps and channels in whole tiles."""
+    return case.batch * _round16(case.seqlen) * case.width * _round16(case.dim) * case.itemsize
 
 
 def _diagonal_blocks_flops(case: Case) -> int:
@@ -122,6 +129,7 @@ _ENTRIES = (
         stages=("im2col", "expand_weight", "gemm", "bias"),
         tunables={"block": Tunable(256, (64, 128, 256))},
         executed_flops=_dense_gemm_flops,
+        im2col_bytes=_im2col_bytes,
         caveat="a NaN or Inf in one channel reaches every channel (0 * Inf in the dense weight)",
     ),
     Variant(

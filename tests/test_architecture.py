@@ -25,7 +25,7 @@ FLOORS = (
     ("case", "strict_yaml"),
     ("results", "timing", "backends", "variants", "cell", "occupancy"),
     ("build", "oracle", "reference", "tables"),
-    ("kernel", "machine_code", "plots", "provenance"),
+    ("kernel", "machine_code", "matrix_work", "plots", "provenance"),
     ("anatomy", "catalogue", "evaluation", "ops"),
     ("experiment", "worker"),
     ("runner",),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__, plots, tables
+from ..matrix_work import matrix_work
 from .files import write
 
 if TYPE_CHECKING:
@@ -166,6 +167,17 @@ _SPEEDUP = (
     Column("std_pct", "std dev (%)", tables.number, "n"),
     Column("correct", "correct"),
 )
+_MATRIX = (
+    Column("configuration", "configuration"),
+    Column("variant", "variant", css="name"),
+    Column("time_us", "time (µs)", tables.number, "n"),
+    Column("useful_gflop", "useful GFLOP", tables.number, "n"),
+    Column("issued_gflop", "issued GFLOP", tables.number, "n"),
+    Column("issued_per_useful", "issued / useful", tables.number, "n"),
+    Column("im2col_mb", "im2col (MB)", tables.number, "n"),
+    Column("workspace_mb", "workspace (MB)", tables.number, "n"),
+    Column("moved_mb", "must move (MB)", tables.number, "n"),
+)
 _REASONS = (
     Column("status", "status", lambda v: tables.text(v).replace("_", " ")),
     Column("cells", "cells", _count, "n"),
@@ -224,6 +236,7 @@ def _summaries(rows: pd.DataFrame) -> list[dict[str, Any]]:
             "emulated": tables.emulated(part),
             "summary": _table(tables.summary(part), _summary_columns(part)),
             "speedup": _table(tables.speedup_table(part), _speedup_columns(part)),
+            "matrix": _table(matrix_work(part), _MATRIX),
         }
         for _, part in parts
     ]
