@@ -35,8 +35,8 @@ class Variant:
 
     `op`: fwd, bwd or update; `any` for helpers and baselines that serve all. `features`: what it can do beyond the
     plain call: `states`, `seq_idx`. `rank`: which one `auto` prefers among those that can do a call; 0 is never chosen.
-    `executed_flops(case)` counts what is really computed where that is far above `case.flops()`, `im2col_bytes(case)` the
-    matrix that im2col puts into device memory.
+    `executed_flops(case)` counts what is really computed where that is far above `case.flops()`, `im2col_bytes(case)`
+    the matrix that im2col puts into device memory.
     `caveat` is what a user who swaps the variant in should know; it stands in every row.
     """
 
@@ -134,7 +134,7 @@ _ENTRIES = (
     ),
     Variant(
         "fwd_im2col_fused_wmma",
-        "im2col in shared memory, 16x16x16 products with the diagonal blocks of the dense weight, bias and activation at once",
+        "im2col in shared memory, products with the diagonal blocks of the dense weight, bias, activation: one kernel",
         dtypes=HALF,
         widths=(1, 8),
         mixed_weight=False,
