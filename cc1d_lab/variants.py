@@ -150,11 +150,7 @@ _ENTRIES = (
         widths=(1, 8),
         vectors_below=2**31,
         mixed_weight=False,
-        tunables={
-            "block": Tunable(128, (64, 128, 256)),
-            "vectors": Tunable(2, (1, 2, 4)),
-            "resident": Tunable(1024, (1024, 1280)),
-        },
+        tunables={"block": Tunable(128, (64, 128, 256)), "vectors": Tunable(4, (1, 2, 4, 8))},
         executed_flops=_banded_flops,
     ),
     Variant(

@@ -5,9 +5,9 @@
 //
 //     out = S(one segment earlier) x Before + S x Within       16 x 16 each, sums in fp32
 //
-// where Within[k][i] = tap (width - 1) + k - i, and Before[k][i] the same with k - 16 for k; 0 outside the band. A product does 32
+// where Within[k][i] = tap (width - 1) + k - i, and Before[k][i] the same with k - 16 for k; 0 outside the band. Together they do 32
 // multiplications an output, of which `width` are useful: 64 FLOPs issued an output (32 for width 1, which needs no
-// Before), in whole tiles of 256 outputs. Nothing but x is read and nothing but out is written, once.
+// Before), in whole tiles of 256 outputs. Beside the parameters, device memory sees x read once and out written once.
 //
 //   x     [ 8 | 8 | 8 | 8 | ...             ]   a 16-byte vector a lane, `vectors` of them at once
 //               |  as it is, with the segment before it
@@ -18,15 +18,15 @@
 //   out   [ 8 | 8 | 8 | 8 | ...             ]   a 16-byte vector a lane
 //
 // Waves share nothing, so there is no barrier of a block; a wave keeps to one row. Rows that do not begin on a 16-byte
-// boundary keep the aligned frame of memory, as in fwd_register. 0 x Inf is not 0: a product spreads a NaN or Inf over its
-// segment and the next one, so a lane whose sums are not all finite computes them again, tap by tap.
+// boundary keep the aligned frame of memory, as in fwd_register. 0 x Inf is not 0: a product spreads a NaN or Inf over all
+// sums of its segment and of the next one, so a lane that finds a sum that is not finite computes its own again, tap by tap.
 // channel_first alone: with the channels contiguous, no 16 bytes of memory belong to one product.
 #include "cc1d/config.h"
 #include "cc1d/packed.h"
 
 constexpr int kBlock = CC1D_BLOCK;
-constexpr int kVectors = CC1D_VECTORS;    // of a lane
-constexpr int kResident = CC1D_RESIDENT;  // threads that are to fit on a multiprocessor: bounds the registers
+constexpr int kVectors = CC1D_VECTORS;  // of a lane
+constexpr int kResident = 1024;         // threads that are to fit on a multiprocessor: bounds the registers
 constexpr int kWaves = kBlock / kWarp;
 constexpr int kHalo = kWidth - 1;
 constexpr int kSide = 16;                    // of a tile, so also the length of a segment
@@ -43,8 +43,8 @@ static_assert(!kChannelLast, "segments lie along the sequence");
 using vector_t = Packed<elem_t, kVec>;
 
 union Exchange {
-    elem_t band[2 * kTile];              // Before, then Within; first
-    float sums[kTiles][kSide * kPitch];  // then the products
+    elem_t band[2 * kTile];              // at first: Before, then Within
+    float sums[kTiles][kSide * kPitch];  // then: the products
 };
 
 __device__ inline void put(elem_t* shared, const vector_t& v) {
@@ -93,15 +93,16 @@ extern "C" __global__ __launch_bounds__(kBlock, kResident / kBlock) void fwd_toe
     alignas(32) __shared__ Exchange exchanges[kWaves];
     const uint32_t number = blockIdx.x * kWaves + threadIdx.x / kWarp;
     const uint32_t row = runs(number), batch = dims(row), dim = row - batch * dims.d;
-    if (batch >= p.batch) return;  // a whole wave goes
     const int lane = lane_id();
     elem_t* segment = segments[threadIdx.x / kWarp];
     Exchange& exchange = exchanges[threadIdx.x / kWarp];
+    if (batch >= p.batch) return;  // a whole wave goes
 
     const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim * p.x_dim_stride;
     elem_t* out = static_cast<elem_t*>(p.out) + batch * p.out_batch_stride + dim * p.out_dim_stride;
     const int lead = lead_of(x);
     const index_t t = index_t(number - row * runs.d) * kRun - lead;  // step of the row that the run begins with
+    if (t >= p.seqlen) return;  // the frame needed no further run
     const Run run{x + t * p.x_seq_stride, out + t * p.out_seq_stride,
                   t >= kVec ? -kVec : static_cast<int>(-t), p.seqlen - t < kRun ? static_cast<int>(p.seqlen - t) : kRun,
                   p.x_seq_stride == 1, p.out_seq_stride == 1 && lead_of(out) == lead};
