@@ -11,9 +11,10 @@ import torch
 from cc1d_lab import build, kernel, reference, variants
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
-from cc1d_lab.evaluation import base_row, evaluate
+from cc1d_lab.evaluation import base_row, evaluate, needed_builds
 from cc1d_lab.matrix_work import matrix_work
 from cc1d_lab.results import load_rows
+from cc1d_lab.timing import Policy
 
 NAMES = [v.name for v in variants.select("all") if v.name.endswith("_wmma")]
 SMALL = Case(batch=1, dim=20, seqlen=50, dtype="float16", activation="none")
@@ -89,3 +90,26 @@ def test_table_of_work_has_issued_beside_useful_and_no_time_for_what_is_not_ok()
     assert dense["im2col_mb"] == 256 * 4 * 16 * 2 / 1e6
     assert pd.isna(dense[["time_us", "issued_tflops", "pct_copy"]]).all()
     assert matrix_work(load_rows([])).empty
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", variants.HALF)
+@pytest.mark.parametrize("name", NAMES)
+def test_right_on_the_device_at_awkward_cases(name: str, dtype: str) -> None:
+    """Lengths around a segment, a tile and a run; views, widths, layouts; a NaN stays where the caveat says so."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    variant = variants.get(name)
+    cells = [
+        Cell(name, "nvidia", Case(2, 21, seqlen, width, dtype, layout=layout, view=view))
+        for layout in variant.layouts
+        for seqlen, width, view in (
+            *((n, 4, "contiguous") for n in (1, 2, 15, 16, 17, 64, 65, 255, 257, 1023, 1024, 1025, 2047, 4099)),
+            *((1134, width, "misaligned") for width in (1, 2, 5, 8)),
+            *((n, 3, "channel_slice") for n in (31, 513, 1134)),
+        )
+    ]
+    list(build.build_all([needed for cell in cells for needed in needed_builds(cell)]))  # side by side
+    rows = [evaluate([cell], Policy(warmup=0, min_samples=1, max_samples=1))[0] for cell in cells]
+    assert {(row["status"], row["reason"]) for row in rows} == {("ok", None)}
+    assert all(row["nan_stays"] for row in rows) == (variant.caveat == "")
