@@ -129,6 +129,10 @@ __device__ inline void store_tile(const Params& p, const Place& at, const float*
     }
 }
 
+// Where fragment i of a wave begins in the tile.
+__device__ inline int step_of(int i) { return (threadIdx.x / kWarp + i * kWaves) / kAcross * kSide; }
+__device__ inline int channel_of(int i) { return (threadIdx.x / kWarp + i * kWaves) % kAcross * kSide; }
+
 extern "C" __global__ __launch_bounds__(kBlock) void fwd_im2col_fused_wmma(const Params p) {
     alignas(32) __shared__ Tile tile;
     alignas(32) __shared__ elem_t blocks[kWidth * kChannels * kSide];
@@ -138,23 +142,27 @@ extern "C" __global__ __launch_bounds__(kBlock) void fwd_im2col_fused_wmma(const
     __syncthreads();
 
     FragmentC sums[kMine];
-    for (int i = 0; i < kMine; ++i) {
-        const int number = threadIdx.x / kWarp + i * kWaves, step = number / kAcross * kSide, channel = number % kAcross * kSide;
-        sums[i].fill(0.0f);
-        if (at.t + step >= p.seqlen || at.dim + channel >= p.dim || step >= kSteps) continue;
-        for (int tap = 0; tap < kWidth; ++tap) {
-            const elem_t* block = blocks + (tap * kChannels + channel) * kSide;
+    for (int i = 0; i < kMine; ++i) sums[i].fill(0.0f);
+    for (int tap = 0; tap < kWidth; ++tap) {
+        FragmentA<elem_t> a;
+        FragmentB<elem_t> b;
+        for (int i = 0; i < kMine; ++i) {
+            const int step = step_of(i), channel = channel_of(i);
             const elem_t* col = tile.col + col_index(step, channel, tap);
-            FragmentA<elem_t> a;
-            FragmentB<elem_t> b;
-            a.load_shared(kChannelLast ? col : block, kChannelLast ? kColPitch : kSide);
-            b.load_shared(kChannelLast ? block : col, kChannelLast ? kSide : kColPitch);
+            if (i == 0 || kWaves % kAcross != 0) {  // else a wave keeps to one block of channels
+                const elem_t* block = blocks + (tap * kChannels + channel) * kSide;
+                if constexpr (kChannelLast) b.load_shared(block, kSide);
+                else a.load_shared(block, kSide);
+            }
+            if (at.t + step >= p.seqlen || at.dim + channel >= p.dim || step >= kSteps) continue;
+            if constexpr (kChannelLast) a.load_shared(col, kColPitch);
+            else b.load_shared(col, kColPitch);
             multiply_accumulate(sums[i], a, b);
         }
     }
     __syncthreads();
     for (int i = 0; i < kMine; ++i) {
-        const int number = threadIdx.x / kWarp + i * kWaves, step = number / kAcross * kSide, channel = number % kAcross * kSide;
+        const int step = step_of(i), channel = channel_of(i);
         if (step < kSteps) sums[i].store(tile.sums + (kChannelLast ? step * kSumPitch + channel : channel * kSumPitch + step), kSumPitch);
     }
     __syncthreads();

@@ -121,8 +121,8 @@ BUGS = (
     _bug(
         "a tap left out",
         "fwd_im2col_fused_wmma",
-        "tap < kWidth; ++tap) {\n            const elem_t* block",
-        "tap < kWidth - 1; ++tap) {\n            const elem_t* block",
+        "tap < kWidth; ++tap) {\n        FragmentA",
+        "tap < kWidth - 1; ++tap) {\n        FragmentA",
     ),
     _bug("band one step late", "fwd_toeplitz_wmma", "column + kSide - n", "column + kSide - 1 - n"),
     _bug("halo of the run left out", "fwd_toeplitz_wmma", "lane == 1 ? run.load", "false ? run.load", seqlen=700),
