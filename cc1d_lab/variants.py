@@ -138,7 +138,7 @@ _ENTRIES = (
         dtypes=HALF,
         widths=(1, 8),
         mixed_weight=False,
-        tunables={"block": Tunable(128, (64, 128, 256)), "channels": Tunable(32, (16, 32))},
+        tunables={"block": Tunable(128, (128, 256)), "channels": Tunable(32, (16, 32))},
         executed_flops=_diagonal_blocks_flops,
         caveat="a NaN or Inf in one channel reaches the 16 channels of its block (0 * Inf in the dense weight)",
     ),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from planted import Planted, plant
 
 from cc1d_lab import build, kernel, reference, variants
 from cc1d_lab.case import Case
@@ -46,6 +48,14 @@ def test_the_caveat_says_whether_a_nan_stays(name: str) -> None:
     (row,) = evaluate([Cell(name, "cpu", SMALL)])
     assert row["status"] == "ok", row["reason"]
     assert row["nan_stays"] == (row["caveat"] == "")
+
+
+def test_a_banded_product_that_computes_nothing_again_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, check = "fwd_toeplitz_wmma", "sum[0] - sum[0] != 0.0f"
+    bug = Planted("not again", name, check, "false", SMALL, f"{name}.hip")
+    monkeypatch.setenv("CC1D_KERNELS", str(plant(bug, tmp_path)))
+    (row,) = evaluate([Cell(name, "cpu", SMALL)])
+    assert (row["status"], row["nan_stays"]) == ("ok", False)
 
 
 def test_a_row_counts_the_workspace_of_the_pipeline_and_none_of_the_fused() -> None:
