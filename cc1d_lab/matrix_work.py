@@ -17,7 +17,7 @@ COLUMNS = (
 
 
 def matrix_work(df: pd.DataFrame) -> pd.DataFrame:
-    """A line per row of a variant that issues more operations than are useful; without a time where the row has none.
+    """A line per row of a kernel that issues more operations than are useful; without a time where the row has none.
 
     GFLOP are 1e9 operations of one launch, TFLOP/s are those over the median time, MB are 1e6 bytes. `im2col_mb` is the
     matrix that im2col writes to device memory, `workspace_mb` all that the stages keep there between them, `moved_mb`
@@ -25,9 +25,10 @@ def matrix_work(df: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
+    ours = tables.kernels(df)
     records = [
         _record(row)
-        for _, part in tables.by_case(df[df["executed_flops"].notna()])
+        for _, part in tables.by_case(ours[ours["executed_flops"].notna()])
         for _, row in part.iterrows()
         if row["status"] != "unsupported"
     ]
