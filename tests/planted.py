@@ -125,7 +125,7 @@ BUGS = (
         "tap < kWidth - 1; ++tap) {\n        FragmentA",
     ),
     _bug("band one step late", "fwd_toeplitz_wmma", "column + kSide - n", "column + kSide - 1 - n"),
-    _bug("halo of the run left out", "fwd_toeplitz_wmma", "lane == 1 ? run.load", "false ? run.load", seqlen=700),
+    _bug("halo of the run left out", "fwd_toeplitz_wmma", "lane == 1 ? run.load", "false ? run.load", seqlen=2100),
     _bug("sums read before all lanes wrote them", "fwd_toeplitz_wmma", "        sync_wave();\n\n", ""),
     _bug("initial state ignored", "fwd_naive", "from >= seen", "from >= seen && from >= 0", **_PACKED),
     _bug("states smeared across sequences", "fwd_naive", "from >= seen", "true", **_PACKED),
