@@ -83,6 +83,7 @@ def base_row(cell: Cell, **values: Any) -> Row:
         bytes=case.bytes(),
         flops=case.flops(),
         executed_flops=variant.executed_flops(case) if variant.executed_flops else None,
+        im2col_bytes=variant.im2col_bytes(case) if variant.im2col_bytes else None,
         time_unix=time.time(),
         **case.to_dict(),
         **{"arch": cell.arch, **values},
@@ -150,9 +151,14 @@ def _compiled(cell: Cell) -> _Candidate:
     plain = build.build_cell(dataclasses.replace(cell, case=without_activation(cell.case)))
     columns = {"digest": built.digest, "build_s": built.seconds, **built.resources}
     loaded = kernel.load(built.library)
+    columns["workspace_bytes"] = loaded.workspace_bytes(_sizes(cell.case))
     schedule = _set_schedule(loaded) if cell.backend == "cpu" else lambda order: None
     launcher = _launcher(loaded)
     return _Candidate(launcher, _launcher(kernel.load(plain.library)), launcher, columns, schedule)
+
+
+def _sizes(case: Case) -> kernel.Params:
+    return kernel.Params(batch=case.batch, dim=case.dim, seqlen=case.seqlen)
 
 
 def _launcher(loaded: kernel.Kernel) -> Launcher:

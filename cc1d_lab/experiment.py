@@ -113,7 +113,7 @@ def _case_value(name: str) -> Any:
 
     def check(value: Any) -> Any:
         # What a value is held against passes here; it is compared with the true one when the whole case is known.
-        against = {"row_stride": {"dim": 1}, "state_len": {"op": "update", "width": 1}}
+        against: dict[str, dict[str, Any]] = {"row_stride": {"dim": 1}, "state_len": {"op": "update", "width": 1}}
         Case(**(against.get(name, {}) | {name: value}))
         return value
 

@@ -75,6 +75,8 @@ COLUMNS: dict[str, str] = {
     "bytes": "fewest bytes the case must move",
     "flops": "useful floating-point operations",
     "executed_flops": "floating-point operations issued, where the algorithm does more than the useful ones",
+    "workspace_bytes": "device memory that the stages of a kernel keep between them",
+    "im2col_bytes": "of it, the matrix that im2col writes and the product reads; null for a variant without one",
     "gbps": "bytes / time_us_p50, GB/s (1e9)",
     "tflops": "flops / time_us_p50, TFLOP/s",
     "copy_time_us": "median time of the faster copy of the same bytes, in the same group",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__, plots, shares, tables
+from ..matrix_work import matrix_work
 from ..variants import VARIANTS
 from .files import write
 
@@ -182,6 +183,17 @@ _RATIOS = (
     Column("noise_pct", "A/A (%)", tables.number, "n"),
     Column("flags", "doubtful"),
 )
+_MATRIX = (
+    Column("configuration", "configuration"),
+    Column("variant", "variant", css="name"),
+    Column("time_us", "time (µs)", tables.number, "n"),
+    Column("useful_gflop", "useful GFLOP", tables.number, "n"),
+    Column("issued_gflop", "issued GFLOP", tables.number, "n"),
+    Column("issued_per_useful", "issued / useful", tables.number, "n"),
+    Column("im2col_mb", "im2col (MB)", tables.number, "n"),
+    Column("workspace_mb", "workspace (MB)", tables.number, "n"),
+    Column("moved_mb", "must move (MB)", tables.number, "n"),
+)
 _PROGRAMS = (
     Column("configuration", "case"),
     Column("program", "program", css="name"),
@@ -249,6 +261,7 @@ def _summaries(rows: pd.DataFrame) -> list[dict[str, Any]]:
             "summary": _summary(part),
             "speedup": _table(tables.speedup_table(part), _speedup_columns(part)),
             "ratios": _ratios(part),
+            "matrix": _table(matrix_work(part), _MATRIX),
         }
         for _, part in parts
     ]
