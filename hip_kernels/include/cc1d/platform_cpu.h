@@ -16,6 +16,7 @@
 #define __host__
 #define __shared__ static thread_local
 #define __launch_bounds__(...)
+#define CC1D_BOUNDS(...)
 #define threadIdx (cc1d_block->thread)
 #define blockIdx (cc1d_block->block)
 #define blockDim (cc1d_block->block_dim)
