@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ToolchainError, one_of
+from .errors import ConfigError, ToolchainError, one_of
 from .paths import kernels_dir
 
 # CC1D_MATRIX in matrix_core.h
@@ -194,6 +194,14 @@ def _amd_wave(arch: str) -> list[str]:
     else:
         wave, matrix = 32, {"11": _GFX11, "12": _GFX12}.get(generation[:2], 0)
     return [f"-DCC1D_WARP={wave}", f"-DCC1D_MATRIX={matrix}"]
+
+
+def cpu_twin(arch: str) -> str:
+    """The arch of the cpu backend that emulates the AMD arch `arch`: the same wave and the same matrix instruction."""
+    for twin, (wave, matrix) in CPU_ARCHES.items():
+        if _amd_wave(arch) == [f"-DCC1D_WARP={wave}", f"-DCC1D_MATRIX={matrix}"]:
+            return twin
+    raise ConfigError(f"arch {arch!r}: the emulation has none like it; it knows those of {', '.join(AMD_ARCHES)}")
 
 
 def _amd_can_run() -> str:
