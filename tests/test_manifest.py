@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
+import re
 import shutil
 import struct
+import subprocess
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from cc1d_lab import backends, build, kernel, manifest, paths, reference, variants
+from cc1d_lab import backends, build, code_object, kernel, manifest, paths, reference, variants
 from cc1d_lab.case import DTYPES, LAYOUTS, Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.cli import main
@@ -177,6 +180,98 @@ def test_the_manifest_says_what_a_loader_needs() -> None:
     assert found["buffers"]["x"]["address_mod_16"] == 4
     assert (fields["bias"]["role"], fields["dout"]["role"], fields["seqlen"]["value"]) == ("bias", None, 131)
     assert struct.unpack_from("<I", bytes.fromhex(launch["arguments"][2]["bytes"]))[0] == 70  # a Divisor by dim
+
+
+# --- what the code object states -------------------------------------------------------------------------------------
+
+
+def shared_arrays(library: Path) -> dict[str, list[int]]:
+    """Bytes of each shared array of the CPU twin, by kernel: there they are the kernel's thread-local variables."""
+    symbols = subprocess.run(["nm", "-S", library], capture_output=True, text=True, check=True).stdout
+    found: dict[str, list[int]] = {}
+    for size, length, rest in re.findall(r"^\w+ (\w+) b _ZZ(\d+)(\w+)$", symbols, re.MULTILINE):
+        found.setdefault(rest[: int(length)], []).append(int(size, 16))
+    return found
+
+
+def statement_faults(cell: Cell, elf: Path) -> list[str]:
+    """Where what the ELF states is not exactly what the launcher uses, or the ELF needs anything from outside."""
+    found, stated, told = manifest.describe(cell, elf), code_object.read(elf), code_object.descriptors(elf)
+    launches = {launch["kernel"]: launch for launch in found["launches"]}
+    arrays = shared_arrays(build.build_cell(replace(cell, backend="cpu", arch=backends.cpu_twin(cell.arch))).library)
+    faults = [f"undefined symbol {name}" for name in code_object.undefined_symbols(elf)]
+    if {k.name for k in stated} != set(launches):
+        faults.append(f"kernels {[k.name for k in stated]}, launched {list(launches)}")
+    for k in stated:
+        sizes, end = arrays.get(k.name, []), max(a.offset + a.size for a in k.arguments)
+        block = math.prod(launches[k.name]["block"]) if k.name in launches else k.workgroup
+        checks = {
+            f"block {block}, stated {k.workgroup}": block == k.workgroup,
+            f"arrays {sizes}, LDS {k.lds_bytes}": sum(sizes) <= k.lds_bytes < sum(sizes) + 16 * (len(sizes) or 1 / 16),
+            f"kernarg {k.kernarg_bytes}, arguments end at {end}": k.kernarg_bytes == end,
+            f"hidden {k.arguments}": not any(a.kind.startswith("hidden") for a in k.arguments),
+            f"descriptor {told[k.name]}, metadata {k}": _numbers(told[k.name]) == _numbers(k),
+        }
+        faults += [f"{k.name}: {text}" for text, fine in checks.items() if not fine]
+    return faults
+
+
+def _numbers(stated: code_object.KernelCode | code_object.Descriptor) -> tuple[int, int, int]:
+    return stated.lds_bytes, stated.scratch_bytes, stated.kernarg_bytes
+
+
+@pytest.mark.parametrize(("variant", "packed"), SAMPLE)
+def test_the_code_object_states_what_the_launcher_uses(variant: variants.Variant, packed: bool) -> None:
+    turn = BUILT.index(variant)  # as above, so that the builds are there
+    cells = cells_of(variant, ARCHES[(turn + packed) % 3], packed)
+    cell = cells[turn % len(cells)]
+    assert statement_faults(cell, build.build_cell(cell).library) == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("arch", backends.AMD_ARCHES)
+def test_every_code_object_states_what_the_launcher_uses(arch: str) -> None:
+    cells = [c for v in BUILT for packed in (False, True) for c in cells_of(v, arch, packed)]
+    faults = [(c.title(), statement_faults(c, build.build_cell(c).library)) for c in cells]
+    assert [f for f in faults if f[1]] == []
+
+
+# Each is compiled for the GPU alone, and held against the launcher of the shipped source.
+@pytest.mark.parametrize(
+    ("variant", "old", "new", "says"),
+    [
+        ("fwd_naive", "__launch_bounds__(kBlock)", "__launch_bounds__(kBlock / 2)", "code object states 128"),
+        ("fwd_naive", "__launch_bounds__(kBlock)", "", "code object states 1024"),
+        ("fwd_naive", 'extern "C" ', "", "no such kernel"),
+        ("fwd_naive", "(const Params p)", "(const Params p, int)", "takes [440, 4]"),
+        ("fwd_shared_memory", "tile[kHaloPad + kChunk];", "tile[kHaloPad + 2 * kChunk];", "LDS"),
+        (
+            "fwd_naive",
+            "acc_t sum =",
+            "extern CC1D_API __device__ acc_t other; acc_t sum = other ? other :",
+            "undefined symbol",
+        ),
+        ("fwd_naive", "if (i >= inner", "if (i >= inner || i > __builtin_amdgcn_workgroup_size_x()", "takes [440, "),
+    ],
+)
+def test_a_code_object_that_states_something_else_is_found(
+    variant: str, old: str, new: str, says: str, tmp_path: Path
+) -> None:
+    cell = Cell(variant, "amd", Case(**SHAPE), arch="gfx942")
+    text = (paths.kernels_dir() / f"{variant}.hip").read_text()
+    assert old in text, f"{variant} has no {old!r}: plant the fault elsewhere"
+    source, elf = tmp_path / f"{variant}.hip", tmp_path / "kernel.co"
+    source.write_text(text.replace(old, new))
+    target = backends.get("amd")
+    defines = build._defines(cell.case, variants.resolve_tunables(variants.get(variant), {}))
+    command = [target.compiler(), *target.flags("gfx942"), *defines, f"-I{paths.kernels_dir() / 'include'}", source]
+    lenient = ["-Xoffload-linker", "--unresolved-symbols=ignore-all"]
+    subprocess.run([*command, *lenient, "-o", elf], check=True)
+    try:
+        found = "\n".join(statement_faults(cell, elf))
+    except CodeObjectError as e:
+        found = str(e)
+    assert says in found
 
 
 # --- several launches of one stage -----------------------------------------------------------------------------------
