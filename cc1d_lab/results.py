@@ -50,6 +50,7 @@ COLUMNS: dict[str, str] = {
     "gaps_untouched": "memory around and between the outputs was not written, inputs were not changed",
     "repeatable": "a second run gives the same bits; on cpu in reverse order of threads and blocks",
     "nan_stays": "a NaN reaches the width outputs of its own channel and no other (gradients: what they are made of)",
+    "special_values": "by kind (subnormal, large, inf): whether x of that kind gives what the oracle says",
     "field_tolerance": "whether the published tolerance of the field would have passed this output",
     "torch_max_abs_err": "max_abs_err of F.conv1d in the same dtype",
     "torch_max_rel_err": "max_rel_err of F.conv1d",
