@@ -82,6 +82,7 @@ def base_row(cell: Cell, **values: Any) -> Row:
         kind=variant.kind,
         backend=cell.backend,
         tunables=dict(variants.resolve_tunables(variant, cell.tunables)),
+        toolchain=cell.toolchain or None,
         caveat=variant.caveat,
         bytes=case.bytes(),
         flops=case.flops(),

@@ -72,6 +72,11 @@ def _check_backend(name: str) -> str:
     return one_of("backend", name, ["auto", *toolchains.BACKENDS])
 
 
+def _check_toolchain(given: str) -> str:
+    toolchains.split_toolchain(given)
+    return given
+
+
 def _names(*kinds: str) -> list[str]:
     return [v.name for v in registry.VARIANTS.values() if v.kind in kinds]
 
@@ -120,6 +125,8 @@ Axes = _fields_model("Axes", _axis)
 VariantName = Annotated[str, AfterValidator(_check_variant)]
 BaselineName = Annotated[str, AfterValidator(_check_baseline)]
 BackendName = Annotated[str, AfterValidator(_check_backend)]
+BackendKey = Annotated[str, AfterValidator(lambda name: one_of("backend", name, toolchains.BACKENDS))]
+Toolchain = Annotated[str, AfterValidator(_check_toolchain)]
 _LIST = (BeforeValidator(_as_list), AfterValidator(_no_repeats))  # a single name stands for a list of one
 _FILLED = Field(min_length=1)
 
@@ -175,6 +182,7 @@ class Experiment(BaseModel):
     axes: Axes = Axes()  # type: ignore[valid-type]
     cases: list[PartialCase] = []  # type: ignore[valid-type]
     tunables: dict[str, dict[str, list[int]]] = {}
+    toolchains: dict[BackendKey, Annotated[list[Toolchain], *_LIST, _FILLED]] = {}
     timing: Annotated[Timing, BeforeValidator(_as_policy)] = Timing()
     cpu: CpuLimits = CpuLimits()
     _path: Path | None = PrivateAttr(None)
@@ -190,11 +198,13 @@ class Experiment(BaseModel):
         Combinations that a variant cannot do stay in: their rows say why. ConfigError for an unknown backend.
         """
         found = (
-            Cell(variant.name, where, case, knobs)
+            Cell(variant.name, where, case, knobs, toolchain=toolchain)
             for where in self._backends(backend)
+            for toolchain in self.toolchains.get(where, [""])
             for case in self._cases_on(where)
             for variant in self._variants(case.op)
             for knobs in self._knobs(variant.name)
+            if variant.source or not toolchain
         )
         return list({cell.cell_id: cell for cell in found}.values())
 
@@ -246,8 +256,9 @@ class Experiment(BaseModel):
             yield dict(zip(axes, values, strict=True))
 
     def count(self) -> int:
-        """Number of cells on one backend, counted without building them."""
-        return sum(n * self._count_of(op) for op, n in self._ops().items())
+        """Number of cells on one backend, the one with most toolchains, counted without building them."""
+        each = max(map(len, self.toolchains.values()), default=1)
+        return each * sum(n * self._count_of(op) for op, n in self._ops().items())
 
     def _count_of(self, op: str) -> int:
         return sum(math.prod(map(len, self.tunables.get(v.name, {}).values())) for v in self._variants(op))

@@ -23,7 +23,7 @@ STATUSES = ("ok", "wrong", "unsupported", "build_failed", "launch_failed", "cras
 COLUMNS: dict[str, str] = {
     "schema_version": "version of this table of columns",
     "run_id": "the run that measured the row",
-    "cell_id": "digest of experiment cell: variant, backend, case, tunables",
+    "cell_id": "digest of experiment cell: variant, backend, case, tunables, toolchain",
     "experiment": "name of the experiment",
     "variant": "the algorithm",
     "kind": "kernel, baseline or helper",
@@ -32,6 +32,7 @@ COLUMNS: dict[str, str] = {
     "device": "name of the device; the processor on cpu",
     **dict.fromkeys(CASE_FIELDS, "see Case"),
     "tunables": "compile-time knobs, by name",
+    "toolchain": "compiler and flags, where they are not those of the backend",
     "caveat": "what a user who swaps the variant in should know",
     "status": "ok, wrong, unsupported, build_failed, launch_failed, crashed or timeout",
     "reason": "why the status is not ok",

@@ -104,6 +104,7 @@ def _manifest(cell: Cell, built: builder.Built) -> Path:
 _ERRORS = {
     "variant": "variant",
     "backend": "backend",
+    "toolchain": "toolchain",
     "status": "status",
     "bound_ratio": "err/bound",
     "max_abs_err": "max abs",

@@ -16,6 +16,7 @@ from .execute import execute, prepare
 from .export import export
 
 NOTEBOOKS = ("10_validate", "20_throughput", "30_error")
+FLAGS = "80_flags"  # for runs that compare compilers and flags
 SIDE_BY_SIDE = 3
 Note = Callable[[str], object]
 
@@ -42,7 +43,8 @@ def render_report(run_dir: str | Path, progress: Note | None = None, timeout_s: 
     prepare()
     # Threads, not processes: each waits for its kernel. They live as long as the kernels, which die with them.
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="notebook") as pool:
-        waiting = [pool.submit(_one, run, name, timeout_s, note) for name in NOTEBOOKS]
+        names = [*NOTEBOOKS, *([FLAGS] if rows["toolchain"].notna().any() else [])]
+        waiting = [pool.submit(_one, run, name, timeout_s, note) for name in names]
         try:
             figures = page.draw(rows, run / "figures")
             outcomes = [job.result() for job in waiting]
