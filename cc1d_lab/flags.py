@@ -62,24 +62,23 @@ def by_variant(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines.values()).fillna("")
 
 
-def chart(rows: pd.DataFrame, backend: str) -> Figure:
-    """The worst error of each variant as a share of its bound, by toolchain; right of 1 is wrong."""
+def chart(rows: pd.DataFrame) -> Figure:
+    """The worst error of each variant as a share of its bound, by backend and toolchain; right of 1 is wrong."""
     from matplotlib.figure import Figure
 
-    mine = tables.kernels(rows[(rows["backend"] == backend) & rows["bound_ratio"].notna()])
-    toolchains = list(dict.fromkeys(name for (name,), _ in _groups(mine, "toolchain")))[::-1]
-    figure = Figure(figsize=(9.0, 1.6 + 0.4 * len(toolchains)), layout="constrained", facecolor="white")
-    title = f"Worst error by compiler and flags, {backend}"
+    mine = tables.kernels(rows[rows["bound_ratio"].notna()])
+    places = {names: -i for i, (names, _) in enumerate(_groups(mine, "backend", "toolchain"))}
+    title = "Worst error by compiler and flags"
+    figure = Figure(figsize=(9.0, 1.6 + 0.4 * len(places)), layout="constrained", facecolor="white")
     figure.set_label(title)
     axes = figure.subplots()
     for (variant,), part in _groups(mine, "variant"):
-        worst = {toolchain: float(cells["bound_ratio"].max()) for (toolchain,), cells in _groups(part, "toolchain")}
-        style = plots.style(variant)
-        where = [toolchains.index(name) for name in worst]
-        axes.scatter(list(worst.values()), where, color=style.color, label=variant, s=42, alpha=0.8)
+        worst = {names: float(c["bound_ratio"].max()) for names, c in _groups(part, "backend", "toolchain")}
+        colour = plots.style(variant).color
+        axes.scatter(list(worst.values()), [places[n] for n in worst], color=colour, label=variant, s=42, alpha=0.8)
     axes.axvline(1.0, color="#b00020", linewidth=1.2)
     axes.set(xscale="log", xlabel="worst |error| / bound; right of the line is wrong")
-    axes.set_yticks(range(len(toolchains)), toolchains)
+    axes.set_yticks(list(places.values()), [": ".join(names) for names in places])
     axes.set_title(title, loc="left", fontsize=12, weight="bold")
     axes.grid(color="#e3e3e3")
     axes.set_axisbelow(True)

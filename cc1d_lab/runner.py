@@ -53,15 +53,14 @@ def _rows(cells: list[Cell], policy: Policy | None, show: bool, logs: Path | Non
     for cell in cells:
         if cell.cell_id in broken:
             yield failed_row(cell, broken[cell.cell_id])
-    fine = [c for c in cells if c.cell_id not in broken]
-    with Progress(len(fine) if show else 0, "measure") as progress:
-        for toolchain in dict.fromkeys(c.toolchain for c in fine):
-            # A process of its own: flags such as -ffast-math may change the arithmetic of all that runs beside.
-            with Worker(logs) as worker:
-                for group in _groups([c for c in fine if c.toolchain == toolchain]):
-                    for row in worker.evaluate(group, policy):
-                        progress.step(note=f"{row['variant']} {row['status']}")
-                        yield row
+    groups = _groups([c for c in cells if c.cell_id not in broken])
+    with Worker(logs) as worker, Progress(sum(map(len, groups)) if show else 0, "measure") as progress:
+        for group in groups:
+            for row in worker.evaluate(group, policy):
+                progress.step(note=f"{row['variant']} {row['status']}")
+                yield row
+            if group[0].toolchain:  # flags such as -ffast-math may change the arithmetic of the whole process
+                worker.renew()
 
 
 def _build_phase(cells: list[Cell], show: bool) -> dict[str, Exception]:
