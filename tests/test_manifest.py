@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import math
 import re
@@ -180,6 +181,19 @@ def test_the_manifest_says_what_a_loader_needs() -> None:
     assert found["buffers"]["x"]["address_mod_16"] == 4
     assert (fields["bias"]["role"], fields["dout"]["role"], fields["seqlen"]["value"]) == ("bias", None, 131)
     assert struct.unpack_from("<I", bytes.fromhex(launch["arguments"][2]["bytes"]))[0] == 70  # a Divisor by dim
+
+
+def test_a_library_for_host_and_device_gets_its_code_object_laid_beside_it(tmp_path: Path) -> None:
+    cell = Cell("fwd_naive", "amd", Case(**SHAPE), arch="gfx942")
+    code = build.build_cell(cell).library.read_bytes()
+    triple = b"hipv4-amdgcn-amd-amdhsa--gfx942"
+    entry = struct.pack("<QQQ", 32 + 24 + len(triple), len(code), len(triple)) + triple
+    host = b"\x7fELF".ljust(18, b"\0") + struct.pack("<H", 62)  # x86-64
+    library = tmp_path / "kernel.so"
+    library.write_bytes(host + b"__CLANG_OFFLOAD_BUNDLE__" + struct.pack("<Q", 1) + entry + code)
+    found = json.loads(manifest.write(cell, build.Built(library, "", 0.0, {})).read_text())
+    assert (tmp_path / found["code_object"]).read_bytes() == code
+    assert found["code_object_sha256"] == hashlib.sha256(code).hexdigest()
 
 
 # --- what the code object states -------------------------------------------------------------------------------------

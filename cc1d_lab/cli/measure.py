@@ -128,7 +128,8 @@ def check(as_json: bool, **given: Any) -> int:
         output.echo_json(rows)
     else:
         click.echo(title(rows[0] | {"tunables": None, "layout": given["layout"] or ""}))
-        output.echo_table(list(_ERRORS.values()), output.columns(rows, _ERRORS))
+        shown = {k: v for k, v in _ERRORS.items() if k != "toolchain" or any(row["toolchain"] for row in rows)}
+        output.echo_table(list(shown.values()), output.columns(rows, shown))
         output.echo_reasons(rows)
     return output.exit_code(rows)
 
