@@ -87,8 +87,11 @@ def chart(rows: pd.DataFrame) -> Figure:
 
 
 def _groups(rows: pd.DataFrame, *keys: str) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
+    """Rows by `keys`: the default toolchain first, variants in the order of the registry."""
     named = rows.assign(toolchain=[tables.text(t) or DEFAULT for t in rows["toolchain"]])
-    return tables.families(named, keys)
+    ranks = {DEFAULT: ""} | {name: f"{i:03d}" for i, name in enumerate(variants.VARIANTS)}
+    order = ["backend", "toolchain", "variant"]
+    return tables.families(named.sort_values(order, key=lambda column: column.replace(ranks), kind="stable"), keys)
 
 
 def _largest(values: pd.Series[Any]) -> float | None:
