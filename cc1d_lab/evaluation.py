@@ -115,7 +115,8 @@ def check(cell: Cell, phase: Phase = lambda cell_id, what: None) -> Row | Ready:
     where = {"arch": cell.arch or backend.default_arch(), "device": backend.device_name()}
     try:
         # Before the library is loaded: one that was linked with fast math may change the arithmetic of its process.
-        _problem(cell.case, backend.torch_device), special.problems(cell.case, backend.torch_device)
+        _problem(cell.case, backend.torch_device)
+        special.problems(cell.case, backend.torch_device)
         candidate = _baseline(cell) if variant.source is None else _compiled(cell)
         phase(cell.cell_id, "check")
         findings = _examine(cell.case, backend.torch_device, candidate)

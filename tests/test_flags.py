@@ -92,7 +92,7 @@ def test_fast_math_is_wrong(rows: pd.DataFrame) -> None:
 
 
 def test_tables_show_what_breaks(rows: pd.DataFrame) -> None:
-    fast, plain, absent = (line for _, line in flags.executed(rows).iterrows())
+    plain, fast, absent = (line for _, line in flags.executed(rows).iterrows())
     assert (fast["toolchain"], fast["ok"], fast["wrong"], fast["subnormal"]) == ("-ffast-math", 0, 1, "0 of 1")
     assert (plain["toolchain"], plain["ok"], plain["wrong"], plain["subnormal"]) == ("default", 1, 0, "1 of 1")
     assert (absent["ok"], absent["wrong"], absent["inf"]) == (0, 0, "0 of 0")
