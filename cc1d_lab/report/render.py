@@ -16,7 +16,6 @@ from .execute import execute, prepare
 from .export import export
 
 NOTEBOOKS = ("10_validate", "20_throughput", "30_error")
-FLAGS = "80_flags"  # for runs that compare compilers and flags
 SIDE_BY_SIDE = 3
 Note = Callable[[str], object]
 
@@ -43,8 +42,7 @@ def render_report(run_dir: str | Path, progress: Note | None = None, timeout_s: 
     prepare()
     # Threads, not processes: each waits for its kernel. They live as long as the kernels, which die with them.
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="notebook") as pool:
-        names = [*NOTEBOOKS, *([FLAGS] if rows["toolchain"].notna().any() else [])]
-        waiting = [pool.submit(_one, run, name, timeout_s, note) for name in names]
+        waiting = [pool.submit(_one, run, name, timeout_s, note) for name in _wanted(info)]
         try:
             figures = page.draw(rows, run / "figures")
             outcomes = [job.result() for job in waiting]
@@ -57,6 +55,13 @@ def render_report(run_dir: str | Path, progress: Note | None = None, timeout_s: 
     if failures:
         raise NotebookError("; ".join(failures) + f"; the page was made all the same: {index}")
     return index
+
+
+def _wanted(info: page.Info) -> list[str]:
+    """The notebooks that the experiment asks for, of those that there are; else the usual ones."""
+    given = info.get("notebooks")
+    shipped = {path.stem for path in notebooks_dir().glob("*.ipynb")}
+    return [name for name in given if name in shipped] if isinstance(given, list) and given else list(NOTEBOOKS)
 
 
 def _one(run: Path, name: str, timeout_s: float, note: Note) -> Outcome:
