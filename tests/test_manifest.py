@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -42,6 +43,13 @@ def cells_of(variant: variants.Variant, arch: str, packed: bool) -> list[Cell]:
     view = "misaligned" if variant.kind == "kernel" else "contiguous"
     cases = [Case(dtype=d, layout=la, op=op, view=view, **SHAPE, **more) for d, la in product(DTYPES, LAYOUTS)]
     return [Cell(variant.name, "amd", c, arch=arch) for c in cases if not variants.why_not(variant, c, "amd")]
+
+
+def shapes_of(cell: Cell) -> list[Cell]:
+    """The cell, and one of other launches: aligned rows, long enough to be split, or a single step of decoding."""
+    update = cell.case.op == "update"
+    other = {"batch": 2, "dim": 64, "seqlen": 1} if update else {"batch": 2, "dim": 3, "seqlen": 16384}
+    return [cell, replace(cell, case=replace(cell.case, view="contiguous", **other))]
 
 
 def written(cell: Cell) -> Manifest:
@@ -146,17 +154,20 @@ SAMPLE = [
 def test_replay_gives_the_same_bits(variant: variants.Variant, packed: bool) -> None:
     turn = BUILT.index(variant)  # archs, dtypes and layouts take turns
     cells = cells_of(variant, ARCHES[(turn + packed) % 3], packed)
-    cell = cells[turn % len(cells)]
-    found = written(cell)
-    assert {launch["stage"] for launch in found["launches"]} >= set(variant.stages) - {"conv"}
-    assert differences(cell, found) == []
+    stages = set()
+    for cell in shapes_of(cells[turn % len(cells)]):
+        found = written(cell)
+        stages |= {launch["stage"] for launch in found["launches"]}
+        assert differences(cell, found) == []
+    assert variant.kind != "kernel" or stages == set(variant.stages)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize(("variant", "packed"), SAMPLE)
 def test_replay_of_every_dtype_and_layout(variant: variants.Variant, packed: bool, arch: str) -> None:
-    assert [(c.title(), d) for c in cells_of(variant, arch, packed) if (d := differences(c, written(c)))] == []
+    cells = [c for first in cells_of(variant, arch, packed) for c in shapes_of(first)]
+    assert [(c.title(), d) for c in cells if (d := differences(c, written(c)))] == []
 
 
 def test_the_manifest_says_what_a_loader_needs() -> None:
@@ -200,7 +211,7 @@ def test_a_library_for_host_and_device_gets_its_code_object_laid_beside_it(tmp_p
 
 
 def shared_arrays(library: Path) -> dict[str, list[int]]:
-    """Bytes of each shared array of the CPU twin, by kernel: there they are the kernel's thread-local variables."""
+    """Bytes of each shared array of the CPU twin, by function: there they are the function's thread-local variables."""
     symbols = subprocess.run(["nm", "-S", library], capture_output=True, text=True, check=True).stdout
     found: dict[str, list[int]] = {}
     for size, length, rest in re.findall(r"^\w+ (\w+) b _ZZ(\d+)(\w+)$", symbols, re.MULTILINE):
@@ -214,20 +225,25 @@ def statement_faults(cell: Cell, elf: Path) -> list[str]:
     launches = {launch["kernel"]: launch for launch in found["launches"]}
     arrays = shared_arrays(build.build_cell(replace(cell, backend="cpu", arch=backends.cpu_twin(cell.arch))).library)
     faults = [f"undefined symbol {name}" for name in code_object.undefined_symbols(elf)]
-    if {k.name for k in stated} != set(launches):
-        faults.append(f"kernels {[k.name for k in stated]}, launched {list(launches)}")
+    helpers = [size for name, sizes in arrays.items() if name not in {k.name for k in stated} for size in sizes]
     for k in stated:
         sizes, end = arrays.get(k.name, []), max(a.offset + a.size for a in k.arguments)
-        block = math.prod(launches[k.name]["block"]) if k.name in launches else k.workgroup
+        block = math.prod(launches[k.name]["block"]) if k.name in launches else k.workgroup  # not in this case
         checks = {
             f"block {block}, stated {k.workgroup}": block == k.workgroup,
-            f"arrays {sizes}, LDS {k.lds_bytes}": sum(sizes) <= k.lds_bytes < sum(sizes) + 16 * (len(sizes) or 1 / 16),
+            f"arrays {sizes}, of helpers {helpers}, LDS {k.lds_bytes}": fits(k.lds_bytes, sizes, helpers),
             f"kernarg {k.kernarg_bytes}, arguments end at {end}": k.kernarg_bytes == end,
             f"hidden {k.arguments}": not any(a.kind.startswith("hidden") for a in k.arguments),
             f"descriptor {told[k.name]}, metadata {k}": _numbers(told[k.name]) == _numbers(k),
         }
         faults += [f"{k.name}: {text}" for text, fine in checks.items() if not fine]
     return faults
+
+
+def fits(lds: int, own: list[int], helpers: list[int]) -> bool:
+    """Whether it is the arrays of a kernel, and of some functions that it may call, each on a boundary of 16 bytes."""
+    chosen = (own + list(c) for n in range(len(helpers) + 1) for c in itertools.combinations(helpers, n))
+    return any(sum(sizes) <= lds <= sum(-(-size // 16) * 16 for size in sizes) for sizes in chosen)
 
 
 def _numbers(stated: code_object.KernelCode | code_object.Descriptor) -> tuple[int, int, int]:
@@ -238,14 +254,15 @@ def _numbers(stated: code_object.KernelCode | code_object.Descriptor) -> tuple[i
 def test_the_code_object_states_what_the_launcher_uses(variant: variants.Variant, packed: bool) -> None:
     turn = BUILT.index(variant)  # as above, so that the builds are there
     cells = cells_of(variant, ARCHES[(turn + packed) % 3], packed)
-    cell = cells[turn % len(cells)]
-    assert statement_faults(cell, build.build_cell(cell).library) == []
+    for cell in shapes_of(cells[turn % len(cells)]):
+        assert statement_faults(cell, build.build_cell(cell).library) == []
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("arch", backends.AMD_ARCHES)
 def test_every_code_object_states_what_the_launcher_uses(arch: str) -> None:
-    cells = [c for v in BUILT for packed in (False, True) for c in cells_of(v, arch, packed)]
+    first = [c for v in BUILT for packed in (False, True) for c in cells_of(v, arch, packed)]
+    cells = [c for cell in first for c in shapes_of(cell)]
     faults = [(c.title(), statement_faults(c, build.build_cell(c).library)) for c in cells]
     assert [f for f in faults if f[1]] == []
 
