@@ -196,9 +196,12 @@ BUGS = (
         "bwd_warp_walk",
         "run.ends_row() ? acc_t(0) : received",
         "received",
-        batch=3, seqlen=128,
+        batch=3,
+        seqlen=128,
     ),
-    _bug("x of the row before taken", "bwd_warp_walk", "run.starts_row() ? 0 : received", "received", batch=3, seqlen=128),
+    _bug(
+        "x of the row before taken", "bwd_warp_walk", "run.starts_row() ? 0 : received", "received", batch=3, seqlen=128
+    ),
     _bug("x before the share forgotten", "bwd_warp_walk", "begin > 0 ? begin - 1 : 0", "begin", seqlen=128),
     _bug("gradient past the share forgotten", "bwd_warp_walk", "gradients_above(c, parameters, end, above);", ";"),
     _bug("a warp left out of the sums", "bwd_warp_walk", "for (int w = 1; w < kWarps", "for (int w = 2; w < kWarps"),
@@ -209,6 +212,7 @@ BUGS = (
         "v.keep(begin, N);",
         file="include/cc1d/frame.h",
         view="misaligned",
+        seqlen=130,
     ),
     _bug(
         "past the end of a row written", "bwd_warp_walk", "i < end) to[", "i <= end) to[", file="include/cc1d/frame.h"
