@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,11 +100,26 @@ def _raise_on(error: bytes | None) -> None:
         raise LaunchError(error.decode())
 
 
+@functools.cache
+def _share_hip_runtime() -> None:
+    """Let libraries find the HIP runtime that torch has loaded: an amd library names none, so that there is only one.
+
+    DeviceError when no HIP runtime is in this process.
+    """
+    mapped = (line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines())
+    runtime = next((path for path in mapped if "/libamdhip64.so" in path), None)
+    if runtime is None:
+        raise DeviceError(f"torch {torch.__version__} has not loaded libamdhip64.so: install a ROCm build of torch")
+    ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
+
+
 def load(path: Path) -> Kernel:
     """Open a library. LaunchError when it was built for another layout of Params.
 
     CDLL, not PyDLL: a launch of the emulation takes long and must not hold the interpreter's lock.
     """
+    if torch.version.hip:
+        _share_hip_runtime()
     library = ctypes.CDLL(str(path))
     for name, result in (
         ("params_size", ctypes.c_int64),

@@ -22,7 +22,7 @@ from cc1d_lab.variants import VARIANTS
 # Lowest first. A module imports from its own floor and those below; on one floor, in no circle.
 FLOORS = (
     ("code_object", "errors", "paths", "progress"),
-    ("case", "strict_yaml"),
+    ("case", "rocm", "strict_yaml"),
     ("results", "timing", "backends", "variants", "cell", "occupancy"),
     ("build", "oracle", "reference", "tables"),
     ("kernel", "machine_code", "plots", "provenance"),
