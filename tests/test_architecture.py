@@ -26,7 +26,7 @@ FLOORS = (
     ("results", "timing", "backends", "variants", "cell", "occupancy"),
     ("build", "oracle", "reference", "tables"),
     ("kernel", "machine_code", "plots", "provenance"),
-    ("anatomy", "catalogue", "evaluation", "ops"),
+    ("anatomy", "catalogue", "evaluation", "ops", "profiler"),
     ("experiment", "worker"),
     ("runner",),
     ("notebook",),

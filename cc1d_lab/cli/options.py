@@ -94,11 +94,16 @@ def cells(
     tunables = dict(knobs)
     _check_knobs(chosen, tunables)
     return [
-        Cell(variant.name, backend, _case(variant, case), _own(variant, tunables), arch)
+        cell(variant, backend, arch, tunables, case)
         for backend in where or (backends.first_runnable(),)
         for variant in chosen
         if require(backend)
     ]
+
+
+def cell(variant: variants.Variant, backend: str, arch: str, tunables: dict[str, int], case: dict[str, Any]) -> Cell:
+    """The cell of one variant; `case` as the options give it, `tunables` of which the variant takes its own."""
+    return Cell(variant.name, backend, _case(variant, case), _own(variant, tunables), arch)
 
 
 def select(names: tuple[str, ...], ops: Iterable[str] = ("fwd",)) -> list[variants.Variant]:

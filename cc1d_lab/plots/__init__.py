@@ -6,6 +6,7 @@ A variant has one colour, one marker and one dash pattern everywhere, so that ch
 """
 
 from ..tables import speedup_table
+from . import profile
 from .error import error, error_vs_throughput
 from .sheet import Style, number, style, to_png, to_svg
 from .stages import stages
@@ -18,6 +19,7 @@ __all__ = [
     "error",
     "error_vs_throughput",
     "number",
+    "profile",
     "share_of_copy",
     "speedup_table",
     "stages",
