@@ -6,8 +6,10 @@ libraries of Debian's HIP. So what a ROCm machine does is done here, up to the d
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +33,17 @@ if [ "$1" = --version ]; then
 fi
 for argument in "$@"; do printf '%s\\n' "$argument"; done > {root}/hipcc.args
 case "$*" in *--offload-arch=gfx9*) wave=64 ;; *) wave=32 ;; esac
-exec {clang} --rocm-path={hip} --rocm-device-lib-path={root}/bitcode -mcode-object-version=5 \\
+exec {clang} --rocm-path={root} --rocm-device-lib-path={root}/bitcode -mcode-object-version=5 \\
     -D__AMDGCN_WAVEFRONT_SIZE=$wave -include {root}/fence.h "$@"
 """
-# The headers of HIP 5 call a function of a library that today's clang does not link any more.
+# The headers of HIP 5 call a function of a library that today's clang does not link any more. Those of HIP 7 do not.
 _FENCE = """
 #include <hip/hip_runtime.h>
+#if HIP_VERSION_MAJOR < 6
 __device__ inline void __atomic_work_item_fence(__cl_mem_fence_flags, __memory_order, __memory_scope) {
     __builtin_amdgcn_fence(__ATOMIC_SEQ_CST, "workgroup");
 }
+#endif
 """
 
 
@@ -64,13 +68,30 @@ def _script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def make_rocm(root: Path, *archs: str) -> Rocm:
-    """A ROCm in the folder `root`, on a machine with GPUs of these archs."""
-    for name in ("bin", ".info", "bitcode"):
+def headers() -> dict[str, Path]:
+    """Folders with HIP's headers, by their version: Debian's, and those that come with triton where it is installed."""
+    triton = importlib.util.find_spec("triton")
+    packages = triton.submodule_search_locations or [] if triton else []
+    places = [HIP / "include", *(Path(p, "backends", "amd", "include") for p in packages)]
+    return {".".join(_hip_version(p)): p for p in places if (p / "hip" / "hip_runtime.h").exists()}
+
+
+def _hip_version(include: Path) -> tuple[str, ...]:
+    text = (include / "hip" / "hip_version.h").read_text()
+    return tuple(re.findall(r"#define HIP_VERSION_(?:MAJOR|MINOR) (\d+)", text))
+
+
+def make_rocm(root: Path, *archs: str, include: Path = HIP / "include") -> Rocm:
+    """A ROCm in the folder `root`, with the headers of `include`, on a machine with GPUs of these archs."""
+    for name in ("bin", ".info", "bitcode", "share/hip"):
         (root / name).mkdir(parents=True)
+    (root / "include").symlink_to(include)
+    if include.exists():  # from HIP 3.6 on, clang includes its own declarations of math functions first
+        major, minor = _hip_version(include)
+        (root / "share" / "hip" / "version").write_text(f"HIP_VERSION_MAJOR={major}\nHIP_VERSION_MINOR={minor}\n")
     (root / ".info" / "version").write_text(VERSION + "\n")
     (root / "fence.h").write_text(_FENCE)
-    _script(root / "bin" / "hipcc", _HIPCC.format(clang=TOOLS / "bin" / "clang++", root=root, hip=HIP))
+    _script(root / "bin" / "hipcc", _HIPCC.format(clang=TOOLS / "bin" / "clang++", root=root))
     made = Rocm(root)
     made.install(*archs)
     return made

@@ -25,7 +25,7 @@ FLOORS = (
     ("case", "rocm", "strict_yaml"),
     ("results", "timing", "backends", "variants", "cell", "occupancy"),
     ("build", "oracle", "reference", "tables"),
-    ("kernel", "machine_code", "plots", "provenance"),
+    ("kernel", "machine_code", "plots", "provenance", "work"),
     ("anatomy", "catalogue", "evaluation", "ops", "profiler"),
     ("experiment", "worker"),
     ("runner",),

@@ -24,6 +24,7 @@ from rocm_stand_in import (
     add_device_libraries,
     add_driver,
     bare_machine,
+    headers,
     launches,
     make_rocm,
     make_runtime,
@@ -48,11 +49,11 @@ def cell_of(variant: variants.Variant, arch: str) -> Cell:
     return Cell(variant.name, "amd", case, arch=arch)
 
 
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rocm:
+@pytest.fixture(params=list(headers().values()), ids=[f"HIP {version}" for version in headers()])
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Rocm:
     """A ROCm machine with an MI300X, whose hipcc is a stand-in."""
     bare_machine(monkeypatch, tmp_path)
-    made = make_rocm(tmp_path / "rocm", "gfx942")
+    made = make_rocm(tmp_path / "rocm", "gfx942", include=request.param)
     add_device_libraries(made)
     add_driver(tmp_path, 0, 90402)
     monkeypatch.setenv("ROCM_PATH", str(made.root))
