@@ -175,15 +175,19 @@ class Flow:
         alive = reached(self.entry, self.follow)
         return (alive & set(self.before.get(head, ()))) - reached(self.entry, self.follow, avoid=head)
 
-    def bodies(self) -> dict[int, set[int]]:
-        """Blocks of the innermost loops, by their head.
+    def loops(self) -> dict[int, set[int]]:
+        """Blocks of every loop, by its head.
 
         A loop is natural: one block dominates all of it, and control goes back there. A jump backwards is no sign of
         it, since compilers move blocks.
         """
         found = {head: latches for head in self.before if (latches := self.latches(head))}
-        loops = {head: {head} | reached(latches, self.before, avoid=head) for head, latches in found.items()}
-        return {h: body for h, body in loops.items() if not any(body > other for other in loops.values())}
+        return {head: {head} | reached(latches, self.before, avoid=head) for head, latches in found.items()}
+
+    def innermost(self) -> dict[int, set[int]]:
+        """Blocks of the loops that have no other loop in them."""
+        every = self.loops()
+        return {head: body for head, body in every.items() if not any(body > other for other in every.values())}
 
 
 def flow(code: tuple[Instruction, ...]) -> Flow:
@@ -196,7 +200,7 @@ def flow(code: tuple[Instruction, ...]) -> Flow:
 def loops(code: tuple[Instruction, ...]) -> list[tuple[Instruction, ...]]:
     """Bodies of the innermost loops, in the order in which they begin."""
     graph = flow(code)
-    bodies = sorted(graph.bodies().values(), key=min)
+    bodies = sorted(graph.innermost().values(), key=min)
     return [tuple(i for begin in sorted(body) for i in graph.blocks[begin]) for body in bodies]
 
 

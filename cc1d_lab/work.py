@@ -2,9 +2,10 @@
 
 How it is counted. Of the blocks of code, the one in which the widest stores to global memory move the most bytes is the
 main block; the elements stored on the path are the outputs. The path is the shortest way through the main block, in
-instructions: around the innermost loop that it is in, else from the first instruction of the kernel to the last. Where
-that loads fewer bytes than it stores (every output needs an input of its own), the shortest way that also leads through
-a block with the most bytes of the widest loads. On amd, code under a mask (skipped by s_cbranch_execz, when no lane is
+instructions: around the innermost loop that it is in, else from the first instruction of the kernel to the last. Since
+every output needs an input of its own, a path that loads fewer bytes than it stores is not the one that is looked for:
+then comes the shortest way that also leads through a block with the most bytes of the widest loads, and then the same
+around the next loop outside. On amd, code under a mask (skipped by s_cbranch_execz, when no lane is
 left) is taken to run; of two arms under opposite masks, one does.
 
 So it is a lower bound: what a shorter way leaves out (a bias that may be absent, the slow path of a row's end) is not
@@ -27,9 +28,9 @@ from .machine_code import Flow, Inspection, Instruction, float_ops, flow, reache
 class Work:
     """Per output: `float_ops` on the vector units, `matrix_ops` on the matrix cores, bytes loaded and stored by a lane.
 
-    `outputs`: what a lane stores on the path, in elements of the case's dtype (a stage that stores fp32 counts double for
-    a 16-bit case). `within`: `loop` or `kernel`, what the path goes through.
-    `loops`: whether there are loops on it, of which one round is counted.
+    `outputs`: what a lane stores on the path, in elements of the case's dtype (where a stage stores fp32, a 16-bit case
+    counts each as two). `within`: `loop` or `kernel`, what the path goes through. `loops`: whether there are loops on
+    it, of which one round is counted.
     """
 
     outputs: float
@@ -47,8 +48,7 @@ def per_output(kernel: Inspection) -> Work | None:
     stores = _widest(graph, "store", set(graph.blocks)) if graph else []
     if graph is None or not stores:
         return None
-    body, head = _around(graph, stores[0])
-    path = _main_path(graph, body, head, stores[0])
+    head, path = _main_path(graph, stores[0])
     code = _code(graph, path)
     widest = max(i.width for i in code if i.kind == "store")
     outputs = sum(i.width for i in code if i.kind == "store" and i.width == widest) / kernel.cell.case.itemsize
@@ -59,7 +59,7 @@ def per_output(kernel: Inspection) -> Work | None:
         load_bytes=_bytes(code, "load") / outputs,
         store_bytes=_bytes(code, "store") / outputs,
         within="kernel" if head in graph.entry else "loop",
-        loops=any(loop != body and loop & set(path) for loop in graph.bodies().values()),
+        loops=any(other != head and body & set(path) for other, body in _inside(graph, head)),
     )
 
 
@@ -92,25 +92,36 @@ def _widest(graph: Flow, kind: str, among: set[int]) -> list[int]:
     return [b for b, n in moved.items() if n == most and n]
 
 
-def _around(graph: Flow, block: int) -> tuple[set[int], int]:
-    """The innermost loop around `block` and its head, else all that can be reached and the first block."""
-    inside = [(body, head) for head, body in graph.bodies().items() if block in body]
-    return inside[0] if inside else (reached(graph.entry, graph.follow), min(graph.entry))
-
-
 # --- the path --------------------------------------------------------------------------------------------------------
 
 State = tuple[int, bool]  # a block, and whether control jumped there over masked code
 
 
-def _main_path(graph: Flow, body: set[int], head: int, main: int) -> list[int]:
-    """Blocks of the main path within `body`, from `head` through `main` to where the body ends."""
-    path = _through(graph, body, head, [main])
+def _main_path(graph: Flow, main: int) -> tuple[int, list[int]]:
+    """Where the main path begins, and its blocks: around a loop, or through the kernel."""
+    whole = (min(graph.entry), reached(graph.entry, graph.follow))
+    around = sorted((loop for loop in graph.loops().items() if main in loop[1]), key=lambda loop: len(loop[1]))
+    head, path = whole[0], [main]
+    for head, body in [*around, whole]:
+        path = _through(graph, body, head, [main]) or path
+        if _enough(graph, path):
+            break
+        longer = [_through(graph, body, head, [load, main]) for load in _widest(graph, "load", body)]
+        path = min((p for p in longer if p), key=lambda p: len(_code(graph, p)), default=path)
+        if _enough(graph, path):
+            break
+    return head, path
+
+
+def _enough(graph: Flow, path: list[int]) -> bool:
     code = _code(graph, path)
-    if _bytes(code, "load") >= _bytes(code, "store"):
-        return path
-    longer = [_through(graph, body, head, [load, main]) for load in _widest(graph, "load", body)]
-    return min((p for p in longer if p), key=lambda p: len(_code(graph, p)), default=path) or [main]
+    return _bytes(code, "load") >= _bytes(code, "store")
+
+
+def _inside(graph: Flow, head: int) -> list[tuple[int, set[int]]]:
+    """The loops inside of the one that begins at `head`, or all when none does."""
+    every = graph.loops()
+    return [(h, body) for h, body in every.items() if head not in every or body < every[head]]
 
 
 def _through(graph: Flow, body: set[int], head: int, points: list[int]) -> list[int]:

@@ -130,9 +130,15 @@ def _print_tables(kernels: list[Inspection]) -> None:
 
 
 _WORK = {
-    **{"outputs": "outputs", "float_ops": "float ops", "matrix_ops": "matrix ops", "model_flops": "model"},
-    **{"load_bytes": "loaded B", "store_bytes": "stored B", "model_bytes": "model B"},
-    **{"within": "within", "loops": "loops in it"},
+    "outputs": "outputs",
+    "float_ops": "float ops",
+    "matrix_ops": "matrix ops",
+    "model_flops": "model",
+    "load_bytes": "loaded B",
+    "store_bytes": "stored B",
+    "model_bytes": "model B",
+    "within": "within",
+    "loops": "loops in it",
 }
 
 
