@@ -50,6 +50,8 @@ def evaluate_each(cells: list[Cell], policy: Policy | None, phase: Phase = lambd
     """`evaluate`, row by row as each is known; `phase` is told what begins (an empty cell_id: the timing of all)."""
     if len({c.group_key for c in cells}) > 1:
         raise ConfigError("evaluate takes the cells of one case on one backend; use runner.run_cells for several")
+    if cells and cells[0].program:
+        raise ConfigError(f"program: {cells[0].program!r} is for pipeline.evaluation; here kernels are evaluated alone")
     ready: dict[str, Ready] = {}
     for cell in cells:
         found = check(cell, phase)
@@ -79,7 +81,9 @@ def base_row(cell: Cell, **values: Any) -> Row:
         schema_version=SCHEMA_VERSION,
         cell_id=cell.cell_id,
         variant=cell.variant,
-        kind=variant.kind,
+        kind="pipeline" if cell.program else variant.kind,
+        program=cell.program or None,
+        verified=cell.verify if cell.program else None,
         backend=cell.backend,
         tunables=dict(variants.resolve_tunables(variant, cell.tunables)),
         caveat=variant.caveat,
@@ -380,10 +384,10 @@ def _stages(launch: Launch) -> dict[str, list[Launch]]:
 
 def ceiling_case(case: Case) -> Case:
     """The case that the copy kernel is compiled for: as many bytes, lying side by side."""
-    steps = case.seqlen + (case.width - 1 if case.states or case.op == "update" else 0)
+    steps = case.seqlen + (case.state_steps if case.states or case.op == "update" else 0)
     if case.op == "bwd":
         steps = -(-3 * steps // 2)  # three tensors are moved, not two
-    plain = dataclasses.replace(case, op="fwd", states=False, seq_idx=False, seqlen=steps)
+    plain = dataclasses.replace(case, op="fwd", state_len=0, states=False, seq_idx=False, seqlen=steps)
     return dataclasses.replace(plain, layout="channel_first", view="contiguous", row_stride=0)
 
 

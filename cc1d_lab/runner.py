@@ -176,6 +176,7 @@ def _open_record(run: Path, experiment: Experiment, cells: list[Cell]) -> dict[s
         "cells": len(cells),
         "backend": names,
         "policy": {name: dataclasses.asdict(experiment.policy(name)) for name in names},
+        "notebooks": experiment.notebooks,
         "yaml": experiment.path.read_text() if experiment.path else "",
         **fingerprint(names),
     }

@@ -24,7 +24,7 @@ SEVERITY = ("crashed", "timeout", "wrong", "launch_failed", "build_failed", "uns
 _PLACE = ("backend", "arch", "device")
 _CASE_KEYS = (
     *("op", "batch", "dim", "seqlen", "width", "dtype", "weight_dtype", "layout", "bias", "activation"),
-    *("states", "seq_idx", "view", "row_stride", "seed", "label"),
+    *("state_len", "states", "seq_idx", "view", "row_stride", "seed", "label"),
 )
 
 
@@ -58,6 +58,11 @@ def kernels(df: pd.DataFrame) -> pd.DataFrame:
     """The rows of our kernels: neither baselines nor helpers."""
     kind = df["kind"].where(df["kind"].notna(), df["variant"].map(_kind))
     return df[kind == "kernel"]
+
+
+def ours(df: pd.DataFrame) -> pd.DataFrame:
+    """The rows of our kernels, and of whole programs of the pipeline study."""
+    return df[df["program"].notna() | df.index.isin(kernels(df).index)]
 
 
 def _kind(variant: Any) -> str:
@@ -441,12 +446,12 @@ def _fastest_record(part: pd.DataFrame, winners: list[str]) -> dict[str, Any]:
 
 def verdict(df: pd.DataFrame) -> tuple[str, list[str]]:
     """How the run went: `good`, `bad` or `empty`, and the sentences that say it, made from the rows alone."""
-    ours = kernels(df)
-    if ours.empty:
+    mine = ours(df)
+    if mine.empty:
         return "empty", ["No cell of a kernel was evaluated."]
-    counts = status_counts(ours)
+    counts = status_counts(mine)
     level = "good" if set(counts) <= {"ok", "unsupported"} and counts.get("ok") else "bad"
-    return level, [_counts_sentence(len(ours), counts, devices(ours)), *_wrong_sentence(ours), *_speed_sentences(ours)]
+    return level, [_counts_sentence(len(mine), counts, devices(mine)), *_wrong_sentence(mine), *_speed_sentences(mine)]
 
 
 def _counts_sentence(total: int, counts: dict[str, int], names: list[str]) -> str:

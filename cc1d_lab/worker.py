@@ -14,7 +14,7 @@ import os
 import resource
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -140,7 +140,6 @@ class Worker:
 def _serve(pipe: Connection, log: str) -> None:
     """The child: evaluate what comes through the pipe. What kernels print goes to the log."""
     _settle_down(log)
-    from .evaluation import evaluate_each
 
     def say(kind: str, value: Any) -> None:
         pipe.send_bytes(json.dumps([kind, value]).encode())
@@ -150,9 +149,17 @@ def _serve(pipe: Connection, log: str) -> None:
             cells, policy = pipe.recv()
         except EOFError:
             return
-        for row in evaluate_each(cells, policy, lambda cell_id, what: say("begin", cell_id)):
+        for row in _evaluator(cells)(cells, policy, lambda cell_id, what: say("begin", cell_id)):
             say("row", row)
         say("end", None)
+
+
+def _evaluator(cells: list[Cell]) -> Callable[..., Iterator[Row]]:
+    """What makes rows of a group: of kernels, or of the programs of the pipeline study."""
+    from . import evaluation
+    from .pipeline import evaluation as programs
+
+    return programs.evaluate_each if cells and cells[0].program else evaluation.evaluate_each
 
 
 def _settle_down(log: str) -> None:

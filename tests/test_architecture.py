@@ -22,11 +22,11 @@ from cc1d_lab.variants import VARIANTS
 # Lowest first. A module imports from its own floor and those below; on one floor, in no circle.
 FLOORS = (
     ("code_object", "errors", "paths", "progress"),
-    ("case", "rocm", "strict_yaml"),
+    ("case", "programs", "rocm", "strict_yaml"),
     ("results", "timing", "backends", "variants", "cell", "occupancy"),
     ("build", "oracle", "reference", "tables"),
-    ("kernel", "machine_code", "plots", "provenance", "work"),
-    ("anatomy", "catalogue", "evaluation", "ops", "profiler"),
+    ("kernel", "machine_code", "plots", "provenance", "scaling", "shares", "work"),
+    ("anatomy", "catalogue", "evaluation", "ops", "pipeline", "profiler"),
     ("experiment", "worker"),
     ("runner",),
     ("notebook",),

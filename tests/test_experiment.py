@@ -23,6 +23,11 @@ INVALID = {
     "unknown key": ("variant: all", "mine.yaml:1:1 'variant' 'variants'?"),
     "unknown key of a case": ("cases:\n  - {dims: 4}", "mine.yaml:2:6 'dims' 'dim'?"),
     "unknown key of an axis": ("axes: {seqlens: [4]}", "1:8 'seqlens' 'seqlen'?"),
+    "unknown key of a second product": (
+        "axes:\n  - {dim: [4]}\n  - {seqlens: [4]}",
+        "mine.yaml:3:6 'seqlens' 'seqlen'?",
+    ),
+    "a value of a second product": ("axes: [{dim: [4]}, {seqlen: [0]}]", "1:30 seqlen 0 at least 1"),
     "unknown key of base": ("base: {with: 4}", "1:8 'with' 'width'?"),
     "unknown key of timing": ("timing: {budget: 4}", "1:10 'budget' 'budget_s'?"),
     "unknown key of cpu": ("cpu: {max_output: 4}", "1:7 'max_output' 'max_outputs'?"),
@@ -52,6 +57,15 @@ INVALID = {
     "scalar as an axis": ("axes: {seqlen: 4}", "axes.seqlen 4 list"),
     "empty axis": ("axes: {seqlen: []}", "axes.seqlen empty"),
     "value twice in an axis": ("axes: {seqlen: [4, 4]}", "axes.seqlen 4 twice"),
+    "unknown program": ("programs: [naive, pol]", "1:19 'pol' 'pool'?"),
+    "a program of two that exclude each other": ("programs: streams+unified", "no copies to overlap"),
+    "variants beside programs": ("programs: naive\nvariants: all", "2:11 variants kernels of its own remove variants"),
+    "layout beside programs": (
+        "programs: naive\ncases: [{layout: channel_last}]",
+        "2:18 layout of its own remove layout",
+    ),
+    "verify without programs": ("verify: true", "1:9 verify `programs` none remove verify"),
+    "unknown notebook": ("notebooks: [50_pipelin]", "1:13 '50_pipelin' '50_pipeline'?"),
     "no variants": ("variants: []", "variants empty"),
     "nothing for a name": ("name:", "name None text"),
     "name with a path": ("name: ../x", "name '../x'"),
@@ -262,6 +276,15 @@ def test_quick_covers_what_it_promises() -> None:
     assert {c.view for c in cases} == {"contiguous", "channel_slice", "misaligned"}
     assert {c.bias for c in cases} == {True, False}
     assert {c.activation for c in cases} == {"none", "silu"}
+
+
+def test_several_products_are_taken_one_after_the_other(tmp_path: Path) -> None:
+    text = "axes:\n  - {label: [dim], dim: [4, 8]}\n  - {seqlen: [1, 2, 3], batch: [1, 2]}\nvariants: fwd_naive"
+    found = _load(tmp_path, text)
+    cases = [cell.case for cell in found.cells("cpu")]
+    assert [(c.label, c.dim) for c in cases[:2]] == [("dim", 4), ("dim", 8)]
+    assert [(c.seqlen, c.batch) for c in cases[2:]] == [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (3, 2)]
+    assert found.count() == len(cases)
 
 
 def test_shipped_experiments_are_listed_in_their_readme() -> None:

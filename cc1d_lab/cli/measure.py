@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .. import backends, experiment, results, variants
+from .. import backends, experiment, programs, results, variants
 from .. import build as builder
 from ..case import DTYPES, LAYOUTS, OPS, Case
 from ..cell import Cell
@@ -183,11 +183,16 @@ def run(target: str, backend: str | None, out: Path, resume: str | None, dry_run
 
 def _print_cells(loaded: experiment.Experiment, backend: str | None) -> int:
     cells = loaded.cells(backend)
-    reasons = [variants.why_not(variants.get(c.variant), c.case, c.backend) for c in cells]
+    reasons = [_why_not(c) for c in cells]
     for cell, reason in zip(cells, reasons, strict=True):
         click.echo(cell.title() + (f"  unsupported: {reason}" if reason else ""))
     click.echo(f"{len(cells)} cells, {sum(map(bool, reasons))} of them unsupported")
     return 0
+
+
+def _why_not(cell: Cell) -> str:
+    reason = programs.why_not(cell.program, cell.case, cell.backend) if cell.program else ""
+    return reason or variants.why_not(variants.get(cell.variant), cell.case, cell.backend)
 
 
 def _measure(loaded: experiment.Experiment, backend: str | None, out: Path, resume: str | None = None) -> Path:

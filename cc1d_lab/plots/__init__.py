@@ -8,6 +8,8 @@ A variant has one colour, one marker and one dash pattern everywhere, so that ch
 from ..tables import speedup_table
 from . import profile
 from .error import error, error_vs_throughput
+from .pipeline import pipeline
+from .scaling import cliffs, residuals, scaling
 from .sheet import Style, number, style, to_png, to_svg
 from .stages import stages
 from .status import STATUS_LOOK, status_matrix
@@ -16,10 +18,14 @@ from .throughput import share_of_copy, throughput
 __all__ = [
     "STATUS_LOOK",
     "Style",
+    "cliffs",
     "error",
     "error_vs_throughput",
     "number",
+    "pipeline",
     "profile",
+    "residuals",
+    "scaling",
     "share_of_copy",
     "speedup_table",
     "stages",

@@ -102,6 +102,7 @@ _RC = {
 
 def styled(chart: Callable[..., Figure]) -> Callable[..., Figure]:
     """A decorator: the chart is drawn with the settings of the house, whatever the caller has set."""
+
     @functools.wraps(chart)
     def wrapper(*args: Any, **kwargs: Any) -> Figure:
         settings: dict[Any, Any] = {**sns.axes_style("whitegrid"), **_RC}
