@@ -358,6 +358,18 @@ def test_a_profiler_that_fails_altogether_is_an_error_with_its_log(machine: Path
     assert "times.log" in done.output
 
 
+def test_a_folder_with_other_things_in_it_is_left_alone(machine: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    again = ("profile", "--variant", "fwd_register", "--backend", "amd", "--out", str(tmp_path / "out"))
+    done = cc1d(*again)
+    assert done.exit_code == 2
+    assert "holds other things than a profile" in done.output
+    (tmp_path / "out" / "thesis.tex").unlink()
+    assert cc1d(*again).exit_code == 0
+    assert cc1d(*again).exit_code == 0, "an earlier profile is replaced"
+
+
 @pytest.mark.parametrize(
     ("backend", "tool", "remedy"), [("amd", "rocprofv3", "rocprofiler-sdk"), ("nvidia", "ncu", "Nsight Compute")]
 )

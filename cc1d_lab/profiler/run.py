@@ -19,6 +19,7 @@ from ..occupancy import PRODUCTS
 from .readers import AMD_COUNTERS, NVIDIA_METRICS, Profile, read
 
 PASS_LIMIT_S = 300
+MARK = "profile.json"  # what a folder with a profile has; `cc1d profile` writes its findings there
 _PERMISSION = (
     "the driver keeps performance counters for root: `sudo`, or set NVreg_RestrictProfilingToAdminUsers=0 for the "
     "nvidia module; in a container `--cap-add=SYS_ADMIN`"
@@ -40,16 +41,25 @@ class Pass:
 
 
 def profile(cell: Cell, folder: Path) -> Profile:
-    """Profile `cell`, leaving the profiler's files in `folder`, which is emptied first.
+    """Profile `cell`, leaving the profiler's files in `folder`, from which an earlier profile is removed first.
 
-    ConfigError on the cpu backend and for a baseline. ToolchainError without the profiler, or when a needed pass fails.
+    ConfigError on the cpu backend, for a baseline and for a folder with other things in it. ToolchainError without the
+    profiler, or when a needed pass fails.
     """
     tool = find(cell)
     build.build_cell(cell)  # its error says more than a profiler's
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    _make_empty(folder)
     missing = tuple(reason for step in passes(cell, tool, folder) if (reason := _run(step, folder)))
     return replace(read(folder), missing=missing)
+
+
+def _make_empty(folder: Path) -> None:
+    """An empty folder that is marked as ours. What is removed is what an earlier profile left, nothing else."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
+        raise ConfigError(f"out: {folder} holds other things than a profile; name a folder that is new or empty")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / MARK).write_text("{}\n")
 
 
 def check_backend(backend: str) -> None:
