@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rocm_stand_in import add_driver, bare_machine, make_rocm, rocm_torch
 
-from cc1d_lab import build, oracle, plots, profiler, reference
+from cc1d_lab import backends, build, oracle, plots, profiler, reference
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.cli import main
@@ -184,6 +184,7 @@ def test_a_metric_that_ncu_does_not_have_leaves_the_others(tmp_path: Path) -> No
     (tmp_path / "ncu.csv").write_text(ncu_table(["ns", "byte", "%", ""], ["50000", "1000", "90", "n/a"]))
     found = profiler.read(tmp_path)
     assert found.counters["fwd_register"]["dram__bytes_read.sum"] == 1000.0
+    assert readers.NVIDIA_COMPUTE not in found.counters["fwd_register"]
     assert profiler.bottlenecks(found) == []
 
 
@@ -445,6 +446,38 @@ def test_pictures_of_nothing_say_so() -> None:
     empty = pd.DataFrame([{"what": "kernel", "name": "k", "calls": 1, "total_us": 1.0} | WHERE])
     assert "nothing to draw" in words(plots.profile.api_times(empty))
     assert "no counters" in words(plots.profile.bottlenecks(pd.DataFrame([WHERE]), 60.0))
+
+
+# --- on a GPU --------------------------------------------------------------------------------------------------------
+
+ONE = Case(batch=4, dim=1024, seqlen=2048, dtype="bfloat16", activation="silu")
+
+
+@pytest.mark.gpu
+def test_times_on_this_gpu(tmp_path: Path) -> None:
+    cell = Cell("fwd_register", backends.first_runnable(), ONE)
+    if cell.backend != "nvidia":
+        pytest.skip(f"backend {cell.backend}: times come from rocprofv3, see the next test")
+    step = next(run.passes(cell, "no profiler is needed for this", tmp_path))
+    assert run._run(step, tmp_path) == ""
+    found = profiler.read(tmp_path)
+    (kernel,) = [s for s in found.kernels if s.name == "fwd_register"]
+    assert kernel.calls == target.LAUNCHES
+    assert {"host to device", "device to host"} <= {s.name for s in found.copies}
+    assert any("LaunchKernel" in s.name for s in found.api)
+
+
+@pytest.mark.gpu
+def test_profile_on_this_gpu(tmp_path: Path) -> None:
+    cell = Cell("fwd_register", backends.first_runnable(), ONE)
+    try:
+        profiler.find(cell)
+    except ToolchainError as e:
+        pytest.skip(str(e))
+    found = profiler.profile(cell, tmp_path / "profile")
+    assert found.missing == ()
+    (waits,) = profiler.bottlenecks(found, profiler.peak_gbps(cell.backend))
+    assert waits.verdict == "memory"
 
 
 # --- a recorded profile ----------------------------------------------------------------------------------------------

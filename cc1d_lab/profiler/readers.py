@@ -187,6 +187,7 @@ def spans(found: Iterable[tuple[str, int, float]]) -> tuple[Span, ...]:
 
 # --- nvidia ----------------------------------------------------------------------------------------------------------
 
+_NUMBER = re.compile(r"[-+.\d][\d,.]*(?:e[-+]?\d+)?$", re.IGNORECASE)
 _TO_US = {"ns": 1e-3, "nsecond": 1e-3, "us": 1.0, "usecond": 1.0, "ms": 1e3, "msecond": 1e3, "s": 1e6, "second": 1e6}
 _TO_BYTES = {"byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
 
@@ -206,17 +207,13 @@ def read_ncu(text: str) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in table[1 if units else 0 :]:
         for metric, value in row.items():
-            if "__" in metric and value:
+            if "__" in metric and _NUMBER.match(value or ""):  # others are n/a, or names
                 found[short_name(row["Kernel Name"])][metric].append(_plain(value, units.get(metric, "")))
     return {name: {m: fmean(values) for m, values in metrics.items()} for name, metrics in found.items()}
 
 
 def _plain(value: str, unit: str) -> float:
-    try:
-        number = float(value.replace(",", ""))
-    except ValueError:  # n/a, or a name
-        return math.nan
-    return number * (_TO_US.get(unit) or _TO_BYTES.get(unit) or 1.0)
+    return float(value.replace(",", "")) * (_TO_US.get(unit) or _TO_BYTES.get(unit) or 1.0)
 
 
 def read_trace(path: Path) -> Profile:
