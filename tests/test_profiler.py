@@ -180,6 +180,21 @@ def test_ncu_without_a_table_says_why() -> None:
         readers.read_ncu("==PROF== Connected\n==ERROR== The application returned an error code (1).\n")
 
 
+def test_times_are_kept_when_ncu_may_not_count(tmp_path: Path) -> None:
+    write_rocprof(tmp_path)
+    (tmp_path / "ncu.csv").write_text("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission\n")
+    found = profiler.read(tmp_path)
+    assert len(found.kernels) == 2
+    assert len(found.missing) == 1
+    assert "NVreg_RestrictProfilingToAdminUsers" in found.missing[0]
+
+
+def test_times_are_those_of_the_pass_that_does_not_count(tmp_path: Path) -> None:
+    write_rocprof(tmp_path)
+    write_csv(tmp_path / "MEM" / "cell_kernel_trace.csv", KERNELS_7)
+    assert profiler.read(tmp_path).kernels[0].calls == 2
+
+
 def test_a_metric_that_ncu_does_not_have_leaves_the_others(tmp_path: Path) -> None:
     (tmp_path / "ncu.csv").write_text(ncu_table(["ns", "byte", "%", ""], ["50000", "1000", "90", "n/a"]))
     found = profiler.read(tmp_path)

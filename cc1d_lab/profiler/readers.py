@@ -13,7 +13,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,6 +23,11 @@ from ..errors import StoreError
 # Below this share of a peak neither memory nor arithmetic is what a kernel waits for: the rule of Nsight Compute's
 # speed-of-light section.
 LIMIT = 60.0
+TIMES = "times"  # name of the pass without counters, and of the folder that it leaves
+PERMISSION = (
+    "the driver keeps performance counters for root: `sudo`, or set NVreg_RestrictProfilingToAdminUsers=0 for the "
+    "nvidia module; in a container `--cap-add=SYS_ADMIN`"
+)
 NVIDIA_MEMORY = "gpu__compute_memory_throughput.avg.pct_of_peak_sustained_elapsed"
 NVIDIA_COMPUTE = "sm__throughput.avg.pct_of_peak_sustained_elapsed"
 NVIDIA_METRICS = (
@@ -86,14 +91,17 @@ class Bottleneck:
 
 def read(folder: Path) -> Profile:
     """What a profiler left in `folder` and below it. StoreError when there is nothing that can be read."""
-    traces = [*_of(folder, "*trace.json")]
-    found = read_trace(traces[0]) if traces else read_rocprof(folder)
-    counters = {**found.counters}
-    for path in _of(folder, "*ncu.csv"):
-        counters |= read_ncu(path.read_text())
-    if not (found.kernels or counters):
-        raise StoreError(f"{folder}: no output of rocprofv3, ncu or torch.profiler in it; run `cc1d profile` first")
-    return Profile(found.kernels, found.copies, found.api, counters)
+    trace, table = folder / "trace.json", folder / "ncu.csv"
+    found = read_trace(trace) if trace.exists() else read_rocprof(folder)
+    if table.exists():
+        try:
+            found = replace(found, counters=read_ncu(table.read_text(errors="replace")))
+        except StoreError as e:
+            found = replace(found, missing=(str(e),))
+    if not (found.kernels or found.counters):
+        why = "; ".join(found.missing) or "no output of rocprofv3, ncu or torch.profiler in it"
+        raise StoreError(f"{folder}: {why}; run `cc1d profile` first")
+    return found
 
 
 def _of(folder: Path, pattern: str) -> list[Path]:
@@ -117,12 +125,14 @@ def short_name(name: str) -> str:
 def read_rocprof(folder: Path) -> Profile:
     """The traces, statistics and counters of one or several passes of rocprofv3 below `folder`.
 
-    A trace counts before the statistics of the same thing, which hold what it sums up to.
+    Times are those of the pass in `times`, where there is such a folder: counting makes kernels slower. A trace counts
+    before the statistics of the same thing, which hold what it sums up to.
     """
+    times = folder / TIMES if (folder / TIMES).is_dir() else folder
     return Profile(
-        _rocprof_spans(folder, "kernel", "Kernel_Name", short_name),
-        _rocprof_spans(folder, "memory_copy", "Direction", _direction),
-        _rocprof_spans(folder, "hip_api", "Function", str),
+        _rocprof_spans(times, "kernel", "Kernel_Name", short_name),
+        _rocprof_spans(times, "memory_copy", "Direction", _direction),
+        _rocprof_spans(times, "hip_api", "Function", str),
         _rocprof_counters(folder),
     )
 
@@ -201,6 +211,7 @@ def read_ncu(text: str) -> dict[str, dict[str, float]]:
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
         said = "; ".join(line.removeprefix("==ERROR== ") for line in lines if line.startswith("==ERROR=="))
+        said = PERMISSION if "ERR_NVGPUCTRPERM" in said else said
         raise StoreError(f"ncu gave no table{': ' + said if said else ''}")
     table = list(csv.DictReader(line for line in lines[start:] if not line.startswith("==")))
     units = table[0] if table and not table[0]["ID"] else {}

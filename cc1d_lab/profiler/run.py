@@ -16,14 +16,10 @@ from .. import backends, build, rocm, variants
 from ..cell import Cell
 from ..errors import ConfigError, ToolchainError
 from ..occupancy import PRODUCTS
-from .readers import AMD_COUNTERS, NVIDIA_METRICS, Profile, read
+from .readers import AMD_COUNTERS, NVIDIA_METRICS, PERMISSION, TIMES, Profile, read
 
 PASS_LIMIT_S = 300
 MARK = "profile.json"  # what a folder with a profile has; `cc1d profile` writes its findings there
-_PERMISSION = (
-    "the driver keeps performance counters for root: `sudo`, or set NVreg_RestrictProfilingToAdminUsers=0 for the "
-    "nvidia module; in a container `--cap-add=SYS_ADMIN`"
-)
 
 
 def to_json(cell: Cell) -> str:
@@ -50,7 +46,8 @@ def profile(cell: Cell, folder: Path) -> Profile:
     build.build_cell(cell)  # its error says more than a profiler's
     _make_empty(folder)
     missing = tuple(reason for step in passes(cell, tool, folder) if (reason := _run(step, folder)))
-    return replace(read(folder), missing=missing)
+    found = read(folder)
+    return replace(found, missing=missing or found.missing)
 
 
 def _make_empty(folder: Path) -> None:
@@ -105,12 +102,12 @@ def passes(cell: Cell, tool: str, folder: Path) -> Iterator[Pass]:
     target = [sys.executable, "-m", "cc1d_lab.profiler.target", to_json(cell)]
     if cell.backend == "amd":
         tracing = ["--kernel-trace", "--memory-copy-trace", "--hip-trace", "--stats"]
-        yield Pass("times", [*_rocprof(tool, folder, "times"), *tracing, "--", *target], needed=True)
+        yield Pass(TIMES, [*_rocprof(tool, folder, TIMES), *tracing, "--", *target], needed=True)
         for group in AMD_COUNTERS:
             name = "_".join(group)
             yield Pass(name, [*_rocprof(tool, folder, name), *_of_kernels(cell), "--pmc", *group, "--", *target])
         return
-    yield Pass("times", [*target, str(folder / "trace.json")], needed=True)
+    yield Pass(TIMES, [*target, str(folder / "trace.json")], needed=True)
     yield Pass("counters", [tool, *_ncu(cell, folder), *target])
 
 
@@ -156,7 +153,7 @@ def _failure(folder: Path, log: Path) -> str:
     """The line of a failed pass that says why. ncu writes it into its table."""
     texts = [path.read_text(errors="replace") for path in (log, *folder.glob("*ncu.csv"))]
     if any("ERR_NVGPUCTRPERM" in text for text in texts):
-        return _PERMISSION
+        return PERMISSION
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if re.search(r"error|fatal|cannot|failed", line, re.IGNORECASE)]
     return (telling or lines or ["it ended without a word"])[-1][:300]
