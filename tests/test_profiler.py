@@ -223,6 +223,11 @@ def test_torchs_trace_is_read(tmp_path: Path) -> None:
     assert found.kernels == (profiler.Span("fwd_register", 2, 64.0),)
     assert [s.name for s in found.copies] == ["host to device", "device to host", "memset"]
     assert [(s.name, s.total_us) for s in found.api] == [("cudaMemcpyAsync", 900.0), ("cudaLaunchKernel", 6.0)]
+    (tmp_path / "trace.json").write_text(json.dumps({"traceEvents": readers.trace_times(tmp_path / "trace.json")}))
+    assert profiler.read(tmp_path) == found, "what the target keeps of a trace is what is read"
+    (tmp_path / "trace.json").write_text("[]")
+    with pytest.raises(StoreError, match="not a trace"):
+        profiler.read(tmp_path)
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -137,7 +137,7 @@ def read_rocprof(folder: Path) -> Profile:
     )
 
 
-def _rocprof_spans(folder: Path, what: str, column: str, rename: Any) -> tuple[Span, ...]:
+def _rocprof_spans(folder: Path, what: str, column: str, rename: Callable[[str], str]) -> tuple[Span, ...]:
     found = [
         (rename(row[column]), *_interval(row)) for path in _of(folder, f"*{what}_trace.csv") for row in _rows(path)
     ]
@@ -227,21 +227,28 @@ def _plain(value: str, unit: str) -> float:
     return float(value.replace(",", "")) * (_TO_US.get(unit) or _TO_BYTES.get(unit) or 1.0)
 
 
-def read_trace(path: Path) -> Profile:
-    """A trace of torch.profiler: kernels, copies and calls of the CUDA or HIP runtime."""
+# Categories of a trace's events: kernels, copies, calls of the runtime.
+_KERNELS, _COPIES, _CALLS = ("kernel",), ("gpu_memcpy", "gpu_memset"), ("cuda_runtime", "cuda_driver", "hip_runtime")
+
+
+def trace_times(path: Path) -> list[dict[str, Any]]:
+    """cat, name and dur (us) of each kernel, copy and call of the runtime in a trace of torch.profiler."""
     try:
         events = json.loads(path.read_text())["traceEvents"]
-    except (ValueError, LookupError, TypeError) as e:
+        mine = [e for e in events if e.get("ph") == "X" and e.get("cat") in (*_KERNELS, *_COPIES, *_CALLS)]
+        return [{"ph": "X"} | {name: e[name] for name in ("cat", "name", "dur")} for e in mine]
+    except (ValueError, LookupError, TypeError, AttributeError) as e:
         raise StoreError(f"{path}: not a trace of torch.profiler: {e}") from e
-    by: dict[str, list[tuple[str, int, float]]] = defaultdict(list)
-    for event in events:
-        if event.get("ph") == "X":
-            by[event.get("cat", "")].append((event["name"], 1, float(event["dur"])))
-    return Profile(
-        spans((short_name(name), n, us) for name, n, us in by["kernel"]),
-        spans((_copy_name(name), n, us) for name, n, us in [*by["gpu_memcpy"], *by["gpu_memset"]]),
-        spans([*by["cuda_runtime"], *by["cuda_driver"], *by["hip_runtime"]]),
-    )
+
+
+def read_trace(path: Path) -> Profile:
+    """A trace of torch.profiler: kernels, copies and calls of the CUDA or HIP runtime."""
+    events = trace_times(path)
+
+    def of(categories: Iterable[str], rename: Callable[[str], str]) -> tuple[Span, ...]:
+        return spans((rename(e["name"]), 1, float(e["dur"])) for e in events if e["cat"] in categories)
+
+    return Profile(of(_KERNELS, short_name), of(_COPIES, _copy_name), of(_CALLS, str))
 
 
 def _copy_name(name: str) -> str:
