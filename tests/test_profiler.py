@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rocm_stand_in import add_driver, bare_machine, make_rocm, rocm_torch
 
-from cc1d_lab import backends, build, oracle, plots, profiler, reference
+from cc1d_lab import backends, build, oracle, paths, plots, profiler, reference, variants
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.cli import main
@@ -270,7 +271,7 @@ def test_rocprofv3_traces_first_and_then_counts_group_by_group(tmp_path: Path) -
         list(group) for group in readers.AMD_COUNTERS
     ]
     assert all(p.command[-4:] == target and not p.needed for p in counting)
-    assert "^(fwd_register|conv)" in counting[0].command
+    assert r"^(fwd_register)\b" in counting[0].command
 
 
 def test_torch_watches_the_times_on_nvidia_and_ncu_counts(tmp_path: Path) -> None:
@@ -278,8 +279,18 @@ def test_torch_watches_the_times_on_nvidia_and_ncu_counts(tmp_path: Path) -> Non
     assert times.command[1:3] == ["-m", "cc1d_lab.profiler.target"]
     assert times.command[-1] == str(tmp_path / "trace.json")
     assert counting.command[:4] == ["ncu", "--csv", "--page", "raw"]
-    assert "regex:^(fwd_register|conv)" in counting.command
+    assert r"regex:^(fwd_register)\b" in counting.command
     assert readers.NVIDIA_MEMORY in counting.command[counting.command.index("--metrics") + 1]
+
+
+@pytest.mark.parametrize("variant", [v for v in variants.VARIANTS.values() if v.source], ids=lambda v: v.name)
+def test_every_kernel_of_a_variant_is_counted(variant: variants.Variant) -> None:
+    pattern = run.kernel_pattern(Cell(variant.name, "amd", Case()))
+    source = (paths.kernels_dir() / variant.source).read_text()
+    launched = set(re.findall(r"launch\w*<(\w+)>\(", source)) - {"Kernel"}
+    assert launched
+    assert all(re.match(pattern, name) for name in launched)
+    assert not re.match(pattern, "vectorized_elementwise_kernel")
 
 
 def test_a_cell_comes_through_the_command_line_unchanged() -> None:

@@ -16,6 +16,7 @@ from .. import backends, build, rocm, variants
 from ..cell import Cell
 from ..errors import ConfigError, ToolchainError
 from ..occupancy import PRODUCTS
+from ..paths import kernels_dir
 from .readers import AMD_COUNTERS, NVIDIA_METRICS, PERMISSION, TIMES, Profile, read
 
 PASS_LIMIT_S = 300
@@ -128,9 +129,10 @@ def _ncu(cell: Cell, folder: Path) -> list[str]:
 
 
 def kernel_pattern(cell: Cell) -> str:
-    """A regular expression for the kernels of a cell: a stage's kernel bears its name or the variant's."""
-    variant = variants.get(cell.variant)
-    return "^(" + "|".join(map(re.escape, dict.fromkeys((variant.name, *variant.stages)))) + ")"
+    """A regular expression for the kernels of a cell: those in the source of its variant."""
+    text = (kernels_dir() / f"{cell.variant}.hip").read_text()
+    names = re.findall(r"__global__[^;{}]*?\bvoid\s+(\w+)\s*\(", text)
+    return "^(" + "|".join(names) + r")\b"
 
 
 def _run(step: Pass, folder: Path) -> str:
