@@ -64,7 +64,7 @@ class Case:
             raise ConfigError("states, seq_idx: an update has a state of its own and no seq_idx; leave both out")
         if self.state_len and (self.op != "update" or self.state_len < self.width - 1):
             raise ConfigError(
-                f"state_len: {self.state_len} must be 0 (width - 1), or for an update at least width - 1 = {self.width - 1}"
+                f"state_len: {self.state_len} must be 0 (width - 1), or in an update at least {self.width - 1}"
             )
         if self.row_stride and self.row_stride < self.dim:
             raise ConfigError(f"row_stride: {self.row_stride} must be 0 (none) or at least dim = {self.dim}")

@@ -25,6 +25,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
+    ValidationInfo,
     create_model,
     field_validator,
     model_validator,
@@ -36,7 +37,7 @@ from . import variants as registry
 from .case import CASE_FIELDS, Case
 from .cell import Cell
 from .errors import ConfigError, LimitError, nearest, one_of
-from .timing import POLICIES, Policy
+from .timing import CACHES, LAUNCHES, POLICIES, Policy
 
 MAX_CELLS = 20_000
 SMALLEST_SEQLEN = 128  # scaling down does not halve a seqlen below this
@@ -112,7 +113,7 @@ def _case_value(name: str) -> Any:
 
     def check(value: Any) -> Any:
         # What a value is held against passes here; it is compared with the true one when the whole case is known.
-        against = {"row_stride": {"dim": 1}, "state_len": {"op": "update", "width": 1}}
+        against: dict[str, dict[str, Any]] = {"row_stride": {"dim": 1}, "state_len": {"op": "update", "width": 1}}
         Case(**(against.get(name, {}) | {name: value}))
         return value
 
@@ -150,11 +151,14 @@ class Timing(BaseModel):
     max_samples: Annotated[int | None, Field(ge=1)] = None
     rel_err: Annotated[float | None, Field(ge=0)] = None
     budget_s: Annotated[float | None, Field(gt=0)] = None
+    cache: str | None = None
+    launch: str | None = None
 
-    @field_validator("policy")
+    @field_validator("policy", "cache", "launch")
     @classmethod
-    def _known(cls, name: str) -> str:
-        return one_of("policy", name, POLICIES)
+    def _known(cls, name: str, field: ValidationInfo) -> str:
+        allowed = {"policy": POLICIES, "cache": CACHES, "launch": LAUNCHES}
+        return one_of(str(field.field_name), name, allowed[str(field.field_name)])
 
     def resolve(self, default: str) -> Policy:
         """The policy meant; `default` is the name to start from when none is given."""

@@ -149,14 +149,16 @@ def torch_outputs(case: Case, inputs: Inputs) -> Outputs:
     return {"out": F.silu(y) if case.activation == "silu" else y, "conv_state": steps[:, :, case.seqlen :]}
 
 
-def torch_backward(case: Case, inputs: Inputs) -> Callable[[], Outputs]:
-    """Runs the forward, and returns what runs the backward alone."""
+def torch_backward(
+    case: Case, inputs: Inputs, forward: Callable[[Case, Inputs], torch.Tensor] | None = None
+) -> Callable[[], Outputs]:
+    """Runs the forward (F.conv1d by default), and returns what runs the backward alone."""
     names = ["dx", "dweight", *(["dbias"] if case.bias else [])]
     given = (inputs.x, inputs.weight, inputs.bias)
     leaves = [t.detach().requires_grad_() for t in given if t is not None]
     with torch.enable_grad():
         bias = leaves[2] if case.bias else None
-        out = torch_conv1d(case, Inputs(leaves[0], leaves[1], bias, inputs.x_buffer))
+        out = (forward or torch_conv1d)(case, Inputs(leaves[0], leaves[1], bias, inputs.x_buffer))
 
     def run() -> Outputs:
         return dict(zip(names, torch.autograd.grad(out, leaves, inputs.more["dout"], retain_graph=True), strict=True))

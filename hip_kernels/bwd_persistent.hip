@@ -3,12 +3,12 @@
 // With the channels contiguous, no lane needs what another has. All steps of all batch elements are one long line, and each
 // walker of a slab of channels takes an equal run of it, whatever sequences that crosses. At step t a thread has x of
 // the last `width` steps and the gradient g = dout * act'(pre-activation) of the last `width` steps: it adds to dweight
-// and dbias, and dx of step t - (width - 1) is complete. A run looks width - 1 steps past its end. `steps` of x and dout are
-// loaded at once, and with `ahead` those after them before these are used.
+// and dbias, and dx of step t - (width - 1) is complete. A run looks width - 1 steps past its end. A few steps of x and dout are
+// loaded at once; of 16-bit elements, those after them before these are used.
 //
 //            channels ->  slab 0 | slab 1 | ...
 //   steps    walker 0 |
-//     |               v   x, dout: global -> registers, `steps` rows ahead        dx: registers -> global
+//     |               v   x, dout: global -> registers, a few rows ahead        dx: registers -> global
 //     v      walker 1 |
 //                     v   dweight, dbias: registers over the whole walk -> shared, walker after walker -> workspace
 //   stage 2: a block per 32 channels of one sum adds the blocks' sums in order: the same bits in every run
@@ -17,11 +17,11 @@
 #include "cc1d/sums.h"
 
 constexpr int kBlock = CC1D_BLOCK;
-constexpr int kLanes = CC1D_CHANNELS;     // of a thread
+constexpr int kLanes = 4;                 // channels of a thread
 constexpr int kAcross = CC1D_ACROSS;      // threads side by side along the channels
-constexpr int kSteps = CC1D_STEPS;        // loaded at once
-constexpr bool kAhead = CC1D_AHEAD;       // whether the next steps are loaded before these are used
-constexpr int kResident = CC1D_RESIDENT;  // threads that are to fit on a multiprocessor: bounds the registers
+constexpr bool kAhead = sizeof(elem_t) == 2;  // whether the next steps are loaded before these are used: where registers allow
+constexpr int kSteps = kAhead ? 5 : 4;    // loaded at once
+constexpr int kResident = 384;            // threads that are to fit on a multiprocessor: bounds the registers
 constexpr int kHalo = kWidth - 1;
 constexpr int kDown = kBlock / kAcross;  // walkers of a block
 constexpr index_t kShortest = 16;        // steps of a walker at least

@@ -1,8 +1,8 @@
 // A warp walks its share of a channel from the end; both halos pass from lane to lane. No barrier in the walk.
 //
 // The runs (16 bytes) of a channel, all its rows one after the other, are numbered, and the warps of a block share them
-// equally: no atomics and no second pass, unless a channel is so long that several blocks share it. A step is `units` times
-// a run of each lane, all loads first. dx needs the gradient g = dout * act'(pre-activation) of the width - 1 steps after, so
+// equally: no atomics and no second pass, unless a channel is so long that several blocks share it. A turn is `steps`
+// steps of each lane, all loads first. dx needs the gradient g = dout * act'(pre-activation) of the width - 1 steps after, so
 // the walk goes down: what lane 0 of the unit above had is what the last lane now needs. x of the steps before comes from
 // the lane below. Rows at odd addresses keep the aligned frame of memory (frame.h).
 //
@@ -17,10 +17,10 @@
 #include "cc1d/sums.h"
 
 constexpr int kBlock = CC1D_BLOCK;
-constexpr int kUnits = CC1D_UNITS;        // runs of a lane in flight, of x and dout each
-constexpr int kResident = CC1D_RESIDENT;  // threads that are to fit on a multiprocessor: bounds the registers
+constexpr int kResident = sizeof(elem_t) == 2 ? 768 : 512;  // threads that are to fit on a multiprocessor: bounds the registers
 constexpr int kHalo = kWidth - 1;
 constexpr int kRun = kHalo > kVec ? 2 * kVec : kVec;
+constexpr int kUnits = CC1D_STEPS / kRun;  // runs of a lane in flight, of x and dout each
 constexpr int kWarps = kBlock / kWarp;
 constexpr index_t kShare = 4096;  // runs of a block, at most
 constexpr index_t kEnough = 256;  // blocks that keep a GPU busy
@@ -85,7 +85,7 @@ __device__ inline void gradients_above(const Gradients<kRows>& c, const Paramete
 }
 
 // Runs begin to end - 1 of a channel, from the end. Adds to `sums`.
-template <Rows kRows>
+template <int kUnits, Rows kRows>
 __device__ inline void walk(const Gradients<kRows>& c, const Parameters& parameters, int begin, int end, int count, acc_t (&sums)[kSums]) {
     const int lane = lane_id();
     acc_t above[kHalo + 1] = {};  // gradients of lane 0 in the unit before
@@ -142,7 +142,7 @@ __device__ inline void walk(const Gradients<kRows>& c, const Parameters& paramet
     }
 }
 
-template <Rows kRows>
+template <int kUnits, Rows kRows>
 __device__ inline void backward(const Params& p, const Divisor& runs, const Divisor& splits, uint32_t share) {
     __shared__ acc_t sums[kWarps][kSums];
     const uint32_t dim = splits(blockIdx.x), split = blockIdx.x - dim * splits.d;
@@ -152,7 +152,7 @@ __device__ inline void backward(const Params& p, const Divisor& runs, const Divi
     const int begin = from < count ? static_cast<int>(from) : count, end = from + share < count ? static_cast<int>(from + share) : count;
 
     acc_t mine[kSums] = {};
-    walk(Gradients<kRows>(p, runs, dim), Parameters(p, dim), begin, end, count, mine);
+    walk<kUnits>(Gradients<kRows>(p, runs, dim), Parameters(p, dim), begin, end, count, mine);
 
     for (int s = 0; s < kSums; ++s) {
         for (int half = kWarp / 2; half > 0; half /= 2) mine[s] += shuffle_down(mine[s], half);
@@ -168,13 +168,17 @@ __device__ inline void backward(const Params& p, const Divisor& runs, const Divi
 }
 
 extern "C" __global__ __launch_bounds__(kBlock, kResident / kBlock) void bwd_warp_walk(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
-    backward<Rows::aligned>(p, runs, splits, share);
+    backward<kUnits, Rows::aligned>(p, runs, splits, share);
 }
-extern "C" __global__ __launch_bounds__(kBlock, kResident / kBlock) void framed(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
-    backward<Rows::framed>(p, runs, splits, share);
+
+// Masks and places cost instructions, which more threads with less in flight hide better.
+constexpr int kFewer = kUnits > 1 ? kUnits / 2 : 1, kMore = sizeof(elem_t) == 2 ? 1024 : 768;
+
+extern "C" __global__ __launch_bounds__(kBlock, kMore / kBlock) void framed(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
+    backward<kFewer, Rows::framed>(p, runs, splits, share);
 }
 extern "C" __global__ __launch_bounds__(kBlock) void scattered(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
-    backward<Rows::scattered>(p, runs, splits, share);
+    backward<kFewer, Rows::scattered>(p, runs, splits, share);
 }
 
 constexpr int kReduceAcross = 32;

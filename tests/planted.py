@@ -35,6 +35,7 @@ class Planted:
 def _bug(name: str, variant: str, old: str, new: str, nth: int = 0, file: str = "", **case: object) -> Planted:
     backward = {"bwd_naive": _BWD, "bwd_two_stage": _BWD, "bwd_channel_last": _BWD_LAST, "update_naive": _UPDATE}
     defaults = backward | {"fwd_shared_memory": _SHARED, "fwd_channel_last": _LAST, "fwd_im2col_wmma": _GEMM}
+    defaults |= {"fwd_im2col_fused_wmma": _GEMM, "fwd_toeplitz_wmma": _GEMM}
     values = {"batch": 2, "dim": 6, "seqlen": 131, **defaults.get(variant, {}), **case}
     return Planted(name, variant, old, new, Case(**values), file or f"{variant}.hip", nth)
 
@@ -116,6 +117,16 @@ BUGS = (
         "tile[LaneMap::k(lane, i) * ld + lane % 16]",
         file="include/cc1d/matrix_core.h",
     ),
+    _bug("copies one step late", "fwd_im2col_fused_wmma", "step + kHalo - tap", "step + kHalo + 1 - tap"),
+    _bug(
+        "a tap left out",
+        "fwd_im2col_fused_wmma",
+        "tap < kWidth; ++tap) {\n        FragmentA",
+        "tap < kWidth - 1; ++tap) {\n        FragmentA",
+    ),
+    _bug("band one step late", "fwd_toeplitz_wmma", "column + kSide - n", "column + kSide - 1 - n"),
+    _bug("halo of the run left out", "fwd_toeplitz_wmma", "lane == 1 ? run.load", "false ? run.load", seqlen=2100),
+    _bug("sums read before all lanes wrote them", "fwd_toeplitz_wmma", "        sync_wave();\n\n", ""),
     _bug("initial state ignored", "fwd_naive", "from >= seen", "from >= seen && from >= 0", **_PACKED),
     _bug("states smeared across sequences", "fwd_naive", "from >= seen", "true", **_PACKED),
     _bug("padding not zero", "fwd_shared_memory", "padding ? acc_t(0) : activate(sum)", "activate(sum)", **_PACKED),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ INVALID = {
     "unknown dtype": ("axes: {dtype: [float32, bf16]}", "1:25 'bf16' 'bfloat16'?"),
     "unknown layout": ("base: {layout: channels_last}", "'channels_last' 'channel_last'?"),
     "unknown backend": ("backends: [rocm]", "1:12 'rocm' amd"),
+    "unknown cache state": ("timing: {cache: wram}", "cache 'wram' 'warm'?"),
+    "unknown way to launch": ("timing: {launch: grap}", "launch 'grap' 'graph'?"),
     "unknown policy": ("timing: s1", "'s1' 's0'?"),
     "unknown tunable": ("tunables: {fwd_naive: {blok: [64]}}", "1:30 'blok' 'block'?"),
     "tunable of an absent variant": (
@@ -213,6 +216,8 @@ def test_timing_is_a_named_policy_with_fields_on_top(tmp_path: Path) -> None:
     assert _load(tmp_path, "name: x").policy("cpu") == POLICIES["cpu"]
     assert _load(tmp_path, "name: x").policy("nvidia") == POLICIES["gpu"]
     assert _load(tmp_path, "timing: s0").policy("cpu") == POLICIES["s0"]
+    warm = _load(tmp_path, "timing: {cache: warm, launch: stream}").policy("nvidia")
+    assert warm == dataclasses.replace(POLICIES["gpu"], cache="warm", launch="stream")
     loaded = _load(tmp_path, "timing: {policy: s0, warmup: 2, budget_s: 1.0e-3}").policy("nvidia")
     assert (loaded.warmup, loaded.min_samples, loaded.budget_s) == (2, 100, 0.001)
 

@@ -124,6 +124,8 @@ _TIMES = {
     "gbps": "GB/s",
     "pct_copy": "% copy",
     "copy_gbps": "copy GB/s",
+    "noise_pct": "A/A %",
+    "cache_state": "cache",
     "stop_reason": "stopped",
     "flags": "flags",
 }
@@ -132,7 +134,9 @@ _TIMES = {
 @click.command()
 @options.cell_options
 @click.option(
-    "--policy", help=f"{', '.join(POLICIES)}; s0: 10 warm-ups, 100 iterations. Default: cpu on cpu, else gpu."
+    "--policy",
+    help=f"{', '.join(POLICIES)}; gpu: cold buffers, in graphs; s0: 10 warm-ups, 100 iterations. "
+    "Default: cpu on cpu, else gpu.",
 )
 @json_option
 def bench(as_json: bool, policy: str | None, **given: Any) -> int:

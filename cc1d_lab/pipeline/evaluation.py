@@ -18,7 +18,8 @@ from .. import backends, build, evaluation, kernel, oracle, reference, timing
 from ..case import Case
 from ..cell import Cell
 from ..errors import Cc1dError, LaunchError
-from ..evaluation import Phase, Ready
+from ..evaluation import Phase
+from ..measurement import Ready
 from ..programs import UNIFIED_BYTES, proposals, why_not
 from ..reference import Inputs, Oracle
 from ..results import Row

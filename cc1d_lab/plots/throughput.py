@@ -165,8 +165,13 @@ def share_of_copy(df: pd.DataFrame) -> Figure:
         axes.set_title(label)
     handles: list[Any] = marker_handles(names)
     handles.append(Line2D([], [], color=CEILING, linestyle=(0, (8, 3)), linewidth=1.4, label="measured copy"))
-    sheet.notes += ["right is better", *flag_note(timed)]
+    sheet.notes += ["right is better", *_noise_note(timed), *flag_note(timed)]
     return sheet.finish(handles)
+
+
+def _noise_note(timed: pd.DataFrame) -> list[str]:
+    noise = timed["noise_pct"].dropna()
+    return [f"the same copy timed twice (A/A) differs by up to {noise.max():.2f} %"] if len(noise) else []
 
 
 def _share_panel(axes: Axes, part: pd.DataFrame) -> None:

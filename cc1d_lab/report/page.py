@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__, plots, shares, tables
+from ..matrix_work import matrix_work
+from ..variants import VARIANTS
 from .files import write
 
 if TYPE_CHECKING:
@@ -173,6 +175,25 @@ _SPEEDUP = (
     Column("std_pct", "std dev (%)", tables.number, "n"),
     Column("correct", "correct"),
 )
+_RATIOS = (
+    Column("configuration", "configuration"),
+    Column("variant", "variant", css="name"),
+    Column("time_us_p50", "time (µs)", tables.number, "n"),
+    Column("pct_copy", "% of copy", _percent, "n"),
+    Column("noise_pct", "A/A (%)", tables.number, "n"),
+    Column("flags", "doubtful"),
+)
+_MATRIX = (
+    Column("configuration", "configuration"),
+    Column("variant", "variant", css="name"),
+    Column("time_us", "time (µs)", tables.number, "n"),
+    Column("useful_gflop", "useful GFLOP", tables.number, "n"),
+    Column("issued_gflop", "issued GFLOP", tables.number, "n"),
+    Column("issued_per_useful", "issued / useful", tables.number, "n"),
+    Column("im2col_mb", "im2col (MB)", tables.number, "n"),
+    Column("workspace_mb", "workspace (MB)", tables.number, "n"),
+    Column("moved_mb", "must move (MB)", tables.number, "n"),
+)
 _PROGRAMS = (
     Column("configuration", "case"),
     Column("program", "program", css="name"),
@@ -239,9 +260,19 @@ def _summaries(rows: pd.DataFrame) -> list[dict[str, Any]]:
             "emulated": tables.emulated(part),
             "summary": _summary(part),
             "speedup": _table(tables.speedup_table(part), _speedup_columns(part)),
+            "ratios": _ratios(part),
+            "matrix": _table(matrix_work(part), _MATRIX),
         }
         for _, part in parts
     ]
+
+
+def _ratios(part: pd.DataFrame) -> dict[str, Any]:
+    """Each kernel against the copy and each baseline that was timed."""
+    frame = tables.ratios(part)
+    names = [name for name in frame.columns if name in VARIANTS]
+    columns = [Column(name, f"{name} takes (times)", tables.number, "n") for name in names]
+    return _table(frame, [*_RATIOS[:4], *columns, *_RATIOS[4:]])
 
 
 def _summary(part: pd.DataFrame) -> dict[str, Any]:
@@ -290,7 +321,7 @@ def _context(run: Path, rows: pd.DataFrame, info: Info, pictures: list[Picture],
         "programs": bool(len(rows)) and bool(rows["program"].notna().all()),
         "pictures": pictures,
         "wrong": _table(tables.wrong(rows), _WRONG),
-        "reasons": _table(tables.reasons(tables.ours(rows)), _REASONS, link="log"),
+        "reasons": _table(tables.reasons(rows), _REASONS, link="log"),
         "caveats": _caveats(rows),
         **_provenance(info),
     }

@@ -98,6 +98,13 @@ __device__ inline int lane_id() {
     return kWarp == 64 ? __builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0)) : __builtin_amdgcn_mbcnt_lo(~0u, 0);
 }
 
+// All lanes have come here, and see what the others wrote to shared memory.
+__device__ inline void sync_wave() {
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "wavefront");
+    __builtin_amdgcn_wave_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "wavefront");
+}
+
 // 4-byte values travel between lanes by ds_bpermute, which addresses lanes in bytes.
 template <typename T>
 __device__ inline T shuffle(T v, int lane) {

@@ -107,6 +107,11 @@ inline float exp2_approximate(float v) {
 
 inline int lane_id() { return static_cast<int>(cc1d_lane()); }
 
+// All lanes have come here.
+inline void sync_wave() {
+    cc1d_wave_exchange(nullptr, [](void* const*, unsigned, void*) {}, nullptr);
+}
+
 namespace cc1d_emulation {
 template <typename T>
 struct Shuffle {

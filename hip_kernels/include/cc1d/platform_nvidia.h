@@ -65,6 +65,9 @@ __device__ inline float exp2_approximate(float v) {
 
 __device__ inline int lane_id() { return threadIdx.x % kWarp; }
 
+// All lanes have come here, and see what the others wrote to shared memory.
+__device__ inline void sync_wave() { __syncwarp(); }
+
 template <typename T>
 __device__ inline T shuffle_up(T v, unsigned delta) { return __shfl_up_sync(0xffffffffu, v, delta); }
 template <typename T>
