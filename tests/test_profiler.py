@@ -435,6 +435,12 @@ def test_the_emulation_has_nothing_to_profile() -> None:
     assert "--backend amd or nvidia" in done.output
 
 
+def test_a_tunable_that_the_variant_does_not_have_is_refused() -> None:
+    done = cc1d("profile", "--backend", "nvidia", "--variant", "fwd_naive", "--set", "vectors=2")
+    assert done.exit_code == 2
+    assert "tunable: 'vectors' is not known" in done.output
+
+
 @pytest.mark.parametrize("variant", ["torch_conv1d", "all"])
 def test_one_kernel_is_profiled(variant: str) -> None:
     done = cc1d("profile", "--backend", "nvidia", "--variant", variant)

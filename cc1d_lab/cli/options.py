@@ -94,16 +94,17 @@ def cells(
     tunables = dict(knobs)
     _check_knobs(chosen, tunables)
     return [
-        cell(variant, backend, arch, tunables, case)
+        Cell(variant.name, backend, _case(variant, case), _own(variant, tunables), arch)
         for backend in where or (backends.first_runnable(),)
         for variant in chosen
         if require(backend)
     ]
 
 
-def cell(variant: variants.Variant, backend: str, arch: str, tunables: dict[str, int], case: dict[str, Any]) -> Cell:
-    """The cell of one variant; `case` as the options give it, `tunables` of which the variant takes its own."""
-    return Cell(variant.name, backend, _case(variant, case), _own(variant, tunables), arch)
+def cell(variant: variants.Variant, backend: str, arch: str, knobs: Iterable[tuple[str, int]], **case: Any) -> Cell:
+    """The cell of one variant, whose every tunable must be the variant's own. ConfigError for what is unknown."""
+    _check_knobs([variant], dict(knobs))
+    return Cell(variant.name, backends.get(backend).name, _case(variant, case), dict(knobs), arch)
 
 
 def select(names: tuple[str, ...], ops: Iterable[str] = ("fwd",)) -> list[variants.Variant]:

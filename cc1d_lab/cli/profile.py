@@ -36,8 +36,7 @@ def profile(out: Path | None, old: Path | None, as_json: bool, **given: Any) -> 
 
     Writes the profiler's files, profile.json and three pictures. Exit code 3 without the profiler, or without counters.
     """
-    folder = old or out or Path("reports", "profile")
-    found = _read(folder) if old else _measure(_cell(**given), out)
+    found = _read(old) if old else _measure(_cell(**given), out)
     _draw(found)
     if as_json:
         output.echo_json(found)
@@ -55,7 +54,7 @@ def _cell(names: tuple[str, ...], where: tuple[str, ...], arch: str, knobs: Any,
     if len(names) > 1 or "all" in names or len(where) > 1:
         raise ConfigError("profile takes one cell: name one variant with --variant and at most one --backend")
     variant = options.select(names, OPS)[0]
-    return options.cell(variant, backends.get(backend).name, arch, dict(knobs), case)
+    return options.cell(variant, backend, arch, knobs, **case)
 
 
 def _measure(cell: Cell, out: Path | None) -> dict[str, Any]:
@@ -98,7 +97,7 @@ def _draw(found: dict[str, Any]) -> None:
     from .. import plots, profiler
 
     where = {name: found[name] for name in ("backend", "arch", "device")}
-    times = pd.DataFrame(found["times"]).assign(**where)
+    times = pd.DataFrame(found["times"], columns=["what", "name", "calls", "total_us"]).assign(**where)
     waits = pd.DataFrame(found["bottlenecks"] or [{}]).assign(**where)
     pictures = {
         "kernels": plots.profile.device_times(times),
