@@ -83,7 +83,7 @@ def _hip_version(include: Path) -> tuple[str, ...]:
 
 def make_rocm(root: Path, *archs: str, include: Path = HIP / "include") -> Rocm:
     """A ROCm in the folder `root`, with the headers of `include`, on a machine with GPUs of these archs."""
-    for name in ("bin", ".info", "bitcode", "share/hip"):
+    for name in ("bin", ".info", "share/hip"):
         (root / name).mkdir(parents=True)
     (root / "include").symlink_to(include)
     if include.exists():  # from HIP 3.6 on, clang includes its own declarations of math functions first
@@ -97,26 +97,18 @@ def make_rocm(root: Path, *archs: str, include: Path = HIP / "include") -> Rocm:
     return made
 
 
-def add_device_libraries(made: Rocm) -> None:
+def make_device_libraries(folder: Path) -> Path:
     """Debian's device libraries, and for the archs that they do not know the one constant that is missing."""
     for path in (LIBRARIES / "amdgcn" / "bitcode").glob("*.bc"):
-        (made.root / "bitcode" / path.name).symlink_to(path)
+        (folder / path.name).symlink_to(path)
     for arch in backends.AMD_ARCHES:
-        path = made.root / "bitcode" / f"oclc_isa_version_{arch[3:]}.bc"
+        path = folder / f"oclc_isa_version_{arch[3:]}.bc"
         if not path.exists():
             number = int(arch[3:-2]) * 1000 + int(arch[-2], 16) * 100 + int(arch[-1], 16)
             constant = f"@__oclc_ISA_version = linkonce_odr protected addrspace(4) constant i32 {number}, align 4\n"
-            command = [
-                TOOLS / "bin" / "clang++",
-                "--target=amdgcn-amd-amdhsa",
-                "-nogpulib",
-                "-x",
-                "ir",
-                "-",
-                "-c",
-                "-emit-llvm",
-            ]
-            subprocess.run([*command, "-o", path], input=constant, text=True, check=True)
+            command = [TOOLS / "bin" / "clang++", "--target=amdgcn-amd-amdhsa", "-nogpulib", "-x", "ir", "-", "-c"]
+            subprocess.run([*command, "-emit-llvm", "-o", path], input=constant, text=True, check=True)
+    return folder
 
 
 def bare_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

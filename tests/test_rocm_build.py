@@ -21,11 +21,11 @@ from rocm_stand_in import (
     NO_HIP,
     TOOLS,
     Rocm,
-    add_device_libraries,
     add_driver,
     bare_machine,
     headers,
     launches,
+    make_device_libraries,
     make_rocm,
     make_runtime,
     with_debian_hip,
@@ -49,12 +49,18 @@ def cell_of(variant: variants.Variant, arch: str) -> Cell:
     return Cell(variant.name, "amd", case, arch=arch)
 
 
+@pytest.fixture(scope="module")
+def bitcode(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ROCm's device libraries."""
+    return make_device_libraries(tmp_path_factory.mktemp("bitcode"))
+
+
 @pytest.fixture(params=list(headers().values()), ids=[f"HIP {version}" for version in headers()])
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Rocm:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, bitcode: Path) -> Rocm:
     """A ROCm machine with an MI300X, whose hipcc is a stand-in."""
     bare_machine(monkeypatch, tmp_path)
     made = make_rocm(tmp_path / "rocm", "gfx942", include=request.param)
-    add_device_libraries(made)
+    (made.root / "bitcode").symlink_to(bitcode)
     add_driver(tmp_path, 0, 90402)
     monkeypatch.setenv("ROCM_PATH", str(made.root))
     return made
