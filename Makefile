@@ -41,7 +41,8 @@ format: $(VENV) ## let ruff repair what it can
 	$(BIN)/ruff format .
 
 tools: $(TOOLS) ## bring a clang that compiles for AMD GPUs into .tools
-$(TOOLS): .ci/get_clang.sh .ci/apt_unpack.sh
+$(TOOLS): .ci/get_clang.sh .ci/get_hip.sh .ci/apt_unpack.sh
+	.ci/get_hip.sh
 	.ci/get_clang.sh
 
 amd: $(VENV) $(TOOLS) ## compile every variant and dtype for every AMD arch; the last line counts built and failed

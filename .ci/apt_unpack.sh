@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Download Debian packages and unpack them into a folder. Needs no root and installs nothing.
 #
-#   .ci/apt_unpack.sh FOLDER PACKAGE...
+#   .ci/apt_unpack.sh [--alone] FOLDER PACKAGE...
 #
-# What they depend on comes too, as far as this machine lacks it.
+# What they depend on comes too, as far as this machine lacks it; with --alone it does not.
 set -euo pipefail
+alone=
+[ "$1" != --alone ] || { alone=yes && shift; }
 folder=$1
 shift
 command -v apt-get > /dev/null && command -v dpkg > /dev/null || { echo "apt-get and dpkg are not here" >&2; exit 3; }
@@ -19,8 +21,8 @@ missing() { apt-get "${options[@]}" --simulate install "$@" | sed -n 's/^Inst \(
 download() {
     mkdir -p "$work/deb"
     rm -f "$work"/deb/*
-    local names
-    names=$(missing "$@") || return 1
+    local names=
+    [ -n "$alone" ] || names=$(missing "$@") || return 1
     (cd "$work/deb" && apt-get "${options[@]}" download $(printf '%s\n' "$@" $names | sort -u) > "$work/log" 2>&1)
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from . import backends, build, machine_code, occupancy, plots, variants
+from . import backends, build, machine_code, occupancy, plots, variants, work
 from .case import Case
 from .cell import Cell
 from .errors import ConfigError
@@ -80,6 +80,19 @@ def instructions(found: Iterable[Inspection]) -> pd.DataFrame:
             | {"memory": memory, "float_ops": machine_code.float_ops(i.instructions), "in_loops": len(body)}
         )
     return pd.DataFrame(lines)
+
+
+def per_output(found: Iterable[Inspection]) -> pd.DataFrame:
+    """Arithmetic and bytes per output on the main path of each kernel, and what the problem itself needs.
+
+    Counts are lower bounds: `cc1d_lab.work` says how they are made.
+    """
+    import pandas as pd
+
+    names = ("variant", "arch")
+    return pd.DataFrame(
+        {name: getattr(i.cell, name) for name in names} | {"kernel": i.kernel.name} | work.table(i) for i in found
+    )
 
 
 def bounds(arches: Iterable[str] = ("all",), **case: Any) -> pd.DataFrame:

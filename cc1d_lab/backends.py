@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import platform
 import re
@@ -11,14 +12,16 @@ import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from . import rocm
 from .errors import ConfigError, ToolchainError, one_of
 from .paths import kernels_dir
 
 # CC1D_MATRIX in matrix_core.h
 _NVIDIA, _MFMA, _GFX11, _GFX12 = 1, 2, 3, 4
 CPU_ARCHES = {"wave32": (32, _GFX11), "wave64": (64, _MFMA), "wave32_gfx12": (32, _GFX12)}
-AMD_ARCHES = ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1151", "gfx1200", "gfx1201")
+AMD_ARCHES = rocm.AMD_ARCHES
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,9 @@ def _nvidia_flags(arch: str) -> list[str]:
 
 
 def _nvidia_can_run() -> str:
-    import torch
-
+    torch = _torch()
+    if torch is None:
+        return NO_TORCH
     if torch.version.cuda is None:
         return (
             "this torch has no CUDA: install a CUDA build of torch (make env TORCH=system takes the one that is there)"
@@ -153,10 +157,8 @@ def _nvidia_can_run() -> str:
 
 def _amd_compiler() -> str:
     private = kernels_dir().parent / ".tools" / "bin" / "clang++"
-    candidates = [_below("ROCM_PATH", "bin/hipcc"), _below("HIP_PATH", "bin/hipcc"), "hipcc", "/opt/rocm/bin/hipcc"]
-    return _first_tool(
-        [*candidates, str(private), "clang++-22"], "install ROCm, or run `make tools` for device code only"
-    )
+    remedy = "install ROCm and set ROCM_PATH, or run `make tools`"
+    return _first_tool([*rocm.hipcc_candidates(), str(private), "clang++-22"], remedy)
 
 
 def toolchain(name: str, arch: str = "", given: str = "") -> tuple[str, list[str]]:
@@ -196,33 +198,27 @@ def _named_compiler(name: str) -> str:
     return _first_tool([name, str(private), f"/opt/rocm/bin/{name}"], f"install {name} or put it into PATH")
 
 
-def is_device_only(compiler: str) -> bool:
-    """Whether an amd compiler makes device code alone, which can be inspected but not loaded."""
-    return "hipcc" not in Path(compiler).name
-
-
 def _amd_arch() -> str:
-    for variable in ("GPU_ARCH", "PYTORCH_ROCM_ARCH"):
-        listed = os.environ.get(variable, "").replace(";", " ").split()
-        if listed:
-            return listed[0]
-    return _device_arch() if not _amd_can_run() else "gfx942"
+    if rocm.wanted_archs():
+        return rocm.wanted_archs()[0]
+    return _device_arch() if not _amd_can_run() else next(iter(rocm.visible(rocm.devices())), "gfx942")
 
 
 def _amd_flags(arch: str, compiler: str = "") -> list[str]:
-    common = ["-std=c++17", "-O3", f"--offload-arch={arch}", *_amd_wave(arch)]
-    if is_device_only(compiler or _amd_compiler()):
-        return [
-            *common,
-            "--cuda-device-only",
-            "--no-gpu-bundle-output",
-            "-nogpuinc",
-            "-nogpulib",
-            "-mcode-object-version=5",
-            "-x",
-            "hip",
-        ]
-    return [*common, "-fPIC", "-shared", "-fvisibility=hidden", "-x", "hip"]
+    return [
+        *("-std=c++17", "-O3", f"--offload-arch={arch}", *_amd_wave(arch)),
+        *([] if _is_hipcc(compiler or _amd_compiler()) else _WITHOUT_ROCM),
+        # No HIP runtime is linked: the library uses the one that torch has loaded, whatever its version.
+        *("-fPIC", "-shared", "-fvisibility=hidden", "-no-hip-rt", "-x", "hip"),
+    ]
+
+
+# Neither headers nor device libraries: platform_amd.h declares what a kernel and its launch need.
+_WITHOUT_ROCM = ["-nogpuinc", "-nogpulib", "-mcode-object-version=5", "-DCC1D_HIP_HEADERS=0"]
+
+
+def _is_hipcc(compiler: str) -> bool:
+    return "hipcc" in Path(compiler).name
 
 
 def _amd_wave(arch: str) -> list[str]:
@@ -243,18 +239,28 @@ def cpu_twin(arch: str) -> str:
 
 
 def _amd_can_run() -> str:
-    import torch
-
+    torch = _torch()
+    if torch is None:
+        return NO_TORCH
     if torch.version.hip is None:
         return (
             "this torch has no HIP: install a ROCm build of torch (make env TORCH=system takes the one that is there)"
         )
-    if is_device_only(_amd_compiler()):
-        return "hipcc not found, only device code can be built: install ROCm or set ROCM_PATH"
-    return "" if torch.cuda.is_available() else "torch sees no AMD GPU: check rocminfo and HIP_VISIBLE_DEVICES"
+    return "" if torch.cuda.is_available() else "torch sees no AMD GPU: `cc1d doctor` says why under `rocm`"
 
 
 # --- both kinds of GPU ----------------------------------------------------------------------------
+
+
+NO_TORCH = "torch is not installed: install a build of it for this GPU (make env TORCH=system takes it)"
+
+
+def _torch() -> Any:
+    """The module, or None where it is not installed."""
+    try:
+        return importlib.import_module("torch")
+    except ImportError:
+        return None
 
 
 def _device_arch() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,11 +104,31 @@ def _raise_on(error: bytes | None) -> None:
         raise LaunchError(error.decode())
 
 
+def loaded(stem: str) -> str:
+    """Path of the shared library `stem` (libamdhip64, ...) that this process has loaded, or ''."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return next((line.split(maxsplit=5)[5] for line in lines if re.search(rf"/{stem}[-.\w]*\.so", line)), "")
+
+
+@functools.cache
+def _share_hip_runtime() -> None:
+    """Let libraries find the HIP runtime that torch has loaded: an amd library names none, so that there is only one.
+
+    DeviceError when no HIP runtime is in this process.
+    """
+    runtime = loaded("libamdhip64")
+    if not runtime:
+        raise DeviceError(f"torch {torch.__version__} has not loaded libamdhip64.so: install a ROCm build of torch")
+    ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
+
+
 def load(path: Path) -> Kernel:
     """Open a library. LaunchError when it was built for another layout of Params.
 
     CDLL, not PyDLL: a launch of the emulation takes long and must not hold the interpreter's lock.
     """
+    if torch.version.hip:
+        _share_hip_runtime()
     library = ctypes.CDLL(str(path))
     for name, result in (
         ("params_size", ctypes.c_int64),

@@ -47,12 +47,16 @@ CLASSES = {
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a listing. `target` is where a branch goes, bytes from the start of the kernel as `address` is."""
+    """One line of a listing. `target` is where a branch goes, bytes from the start of the kernel as `address` is.
+
+    `predicated` (nvidia): it is done by the lanes for which a predicate holds.
+    """
 
     address: int
     name: str
     operands: str
     target: int | None = None
+    predicated: bool = False
 
     @property
     def kind(self) -> str:
@@ -153,24 +157,51 @@ def float_ops(code: Iterable[Instruction]) -> int:
     return sum(_float_ops(i) for i in code)
 
 
-def loops(code: tuple[Instruction, ...]) -> list[tuple[Instruction, ...]]:
-    """Bodies of the innermost loops, in the order in which they begin.
+@dataclass(frozen=True)
+class Flow:
+    """Basic blocks by the address at which they begin, where control may go from each, and where it may come from."""
 
-    A loop is natural: one block dominates all of it, and control goes back there. A jump backwards is no sign of it,
-    since compilers move blocks.
-    """
+    blocks: Mapping[int, list[Instruction]]
+    follow: Mapping[int, list[int]]
+    before: Mapping[int, list[int]]
+
+    @property
+    def entry(self) -> set[int]:
+        """The first block."""
+        return {next(iter(self.blocks))}
+
+    def latches(self, head: int) -> set[int]:
+        """Blocks from which control goes back to `head`, all ways to them leading through it: those of a loop."""
+        alive = reached(self.entry, self.follow)
+        return (alive & set(self.before.get(head, ()))) - reached(self.entry, self.follow, avoid=head)
+
+    def loops(self) -> dict[int, set[int]]:
+        """Blocks of every loop, by its head.
+
+        A loop is natural: one block dominates all of it, and control goes back there. A jump backwards is no sign of
+        it, since compilers move blocks.
+        """
+        found = {head: latches for head in self.before if (latches := self.latches(head))}
+        return {head: {head} | reached(latches, self.before, avoid=head) for head, latches in found.items()}
+
+    def innermost(self) -> dict[int, set[int]]:
+        """Blocks of the loops that have no other loop in them."""
+        every = self.loops()
+        return {head: body for head, body in every.items() if not any(body > other for other in every.values())}
+
+
+def flow(code: tuple[Instruction, ...]) -> Flow:
+    """The control flow of a kernel."""
     blocks = _blocks(code)
     follow = {b: _successors(blocks[b], after) for b, after in zip(blocks, [*list(blocks)[1:], None], strict=True)}
-    before = _reversed(follow)
-    entry = {begin for begin in blocks if begin == code[0].address}
-    alive = _reached(entry, follow)
-    bodies: dict[int, set[int]] = {}
-    for head, sources in before.items():
-        latches = (alive & set(sources)) - _reached(entry, follow, avoid=head)
-        if latches:
-            bodies[head] = {head} | _reached(latches, before, avoid=head)
-    inner = [body for body in bodies.values() if not any(body > other for other in bodies.values())]
-    return [tuple(i for begin in sorted(body) for i in blocks[begin]) for body in sorted(inner, key=min)]
+    return Flow(blocks, follow, _reversed(follow))
+
+
+def loops(code: tuple[Instruction, ...]) -> list[tuple[Instruction, ...]]:
+    """Bodies of the innermost loops, in the order in which they begin."""
+    graph = flow(code)
+    bodies = sorted(graph.innermost().values(), key=min)
+    return [tuple(i for begin in sorted(body) for i in graph.blocks[begin]) for body in bodies]
 
 
 def _blocks(code: tuple[Instruction, ...]) -> dict[int, list[Instruction]]:
@@ -187,11 +218,14 @@ def _blocks(code: tuple[Instruction, ...]) -> dict[int, list[Instruction]]:
 
 def _successors(block: list[Instruction], after: int | None) -> list[int]:
     """Where control may go from the end of a block, `after` being the block that stands next."""
-    falls = None if block[-1].name in _NEVER_FALL_THROUGH else after
-    return [a for a in (block[-1].target, falls) if a is not None]
+    last = block[-1]
+    ends = last.name in _AMD_ENDS or (last.name.split(".")[0] in _NVIDIA_ENDS and not last.predicated)
+    falls = None if ends else after
+    return [a for a in (last.target, falls) if a is not None]
 
 
-_NEVER_FALL_THROUGH = {"s_branch", "s_endpgm", "s_setpc_b64"}  # nvidia's carry predicates, so they may
+_AMD_ENDS = {"s_branch", "s_endpgm", "s_setpc_b64"}
+_NVIDIA_ENDS = {"BRA", "EXIT", "RET", "JMP", "BRX"}
 
 
 def _reversed(follow: Mapping[int, list[int]]) -> dict[int, list[int]]:
@@ -202,7 +236,7 @@ def _reversed(follow: Mapping[int, list[int]]) -> dict[int, list[int]]:
     return before
 
 
-def _reached(start: set[int], follow: Mapping[int, list[int]], avoid: int | None = None) -> set[int]:
+def reached(start: set[int], follow: Mapping[int, list[int]], avoid: int | None = None) -> set[int]:
     """What can be reached from `start` without passing through `avoid`."""
     found, waiting = set(start) - {avoid}, list(start - {avoid})
     while waiting:
@@ -375,7 +409,7 @@ def _run(command: list[str]) -> str:
 # --- nvidia ----------------------------------------------------------------------------------------------------------
 
 _SASS_LINE = re.compile(
-    r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(?P<name>[A-Z][\w.]*)(?P<operands>[^;]*);"
+    r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<predicate>@!?U?P\w+\s+)?(?P<name>[A-Z][\w.]*)(?P<operands>[^;]*);"
 )
 _USAGE = re.compile(r"Function (\w+):\s+(.*?REG:.*)")
 
@@ -400,7 +434,8 @@ def parse_sass(listing: str) -> dict[str, tuple[Instruction, ...]]:
             operands = text["operands"].strip()
             jumps = re.search(r"0x([0-9a-f]+)$", operands) if text["name"].startswith("BRA") else None
             target = int(jumps[1], 16) if jumps else None
-            code.append(Instruction(int(text["address"], 16), text["name"], operands, target))
+            address, predicated = int(text["address"], 16), bool(text["predicate"])
+            code.append(Instruction(address, text["name"], operands, target, predicated))
     return {name: _without_padding(code) for name, code in found.items()}
 
 

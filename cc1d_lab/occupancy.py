@@ -110,7 +110,9 @@ class Product:
     source: str
 
 
-# Peak engine (Instinct) or boost (Radeon) clock, compute units and memory bandwidth from the product pages of amd.com.
+# Peak engine (Instinct) or boost (Radeon) clock, compute units and memory bandwidth as the product's page states them.
+# Where the page rounds, its footnote counts: MI250X 3.2768 TB/s (2 x 4096 bits at 3.2 Gbit/s), MI300X 5.325 TB/s
+# (MI300-05A), MI325X 6 TB/s (MI325-001A). Ryzen AI Max+ 395: its page states 256 bits of LPDDR5x-8000, not the product.
 _AMD = "amd.com/en/products"
 PRODUCTS = {
     # A kernel runs on one of the two dies, which are devices of their own: half of what the page states.
@@ -133,8 +135,10 @@ PRODUCTS = {
 }
 
 # Operations per clock of a compute unit: fp32 vector (packed or dual-issued where there is that), fp16 and bf16 matrix
-# with fp32 sums, dense. From the peak rates of the same pages: MI250X 95.7 and 383 TFLOP/s, MI300X 163.4 and 1307,
-# MI355X 157.3 and 2517, RX 7900 XTX 61.4 and 123, RX 9070 XT 48.7 and 195.
+# with fp32 sums, dense. From the peak rates of the same pages, which `peak_tflops` gives back: MI250X 95.7 and 383
+# TFLOP/s for both dies (footnote MI200-01), MI300X and MI325X 163.4 and 1307.4 (MI300-18, MI325-002), MI355X 157.3 and
+# 2516.6, RX 7900 XTX 61.4 and 123, RX 9070 XT 48.7 and 195. Matrix rates of RDNA 3 and 4 also in
+# gpuopen.com/learn/wmma_on_rdna3 and gpuopen.com/learn/accelerating_generative_ai_on_amd_radeon_gpus.
 _VECTOR_FLOPS = dict.fromkeys(ARCHES, 256)
 _MATRIX_FLOPS = {
     "gfx90a": 1024,

@@ -22,7 +22,7 @@ from cc1d_lab.variants import VARIANTS
 # Lowest first. A module imports from its own floor and those below; on one floor, in no circle.
 FLOORS = (
     ("code_object", "errors", "paths", "progress"),
-    ("case", "programs", "strict_yaml"),
+    ("case", "programs", "rocm", "strict_yaml"),
     ("results", "timing", "sensors", "triton_kernels", "backends", "variants", "cell", "occupancy"),
     ("build", "oracle", "reference", "tables"),
     (
@@ -37,9 +37,10 @@ FLOORS = (
         "scaling",
         "shares",
         "special",
+        "work",
     ),
     ("measurement",),
-    ("anatomy", "catalogue", "evaluation", "manifest", "ops", "pipeline"),
+    ("anatomy", "catalogue", "evaluation", "manifest", "ops", "pipeline", "profiler"),
     ("experiment", "worker"),
     ("flags", "runner"),
     ("notebook",),

@@ -17,7 +17,7 @@ import click
 
 from .. import __version__
 from ..errors import Cc1dError
-from . import explore, machine, measure
+from . import explore, machine, measure, profile
 
 VERBOSE = ("-v", "--verbose")
 INTERRUPTED = "interrupted; what was measured is kept, `cc1d run EXPERIMENT --resume` goes on"
@@ -82,5 +82,5 @@ def main(ctx: click.Context) -> None:
         ctx.color = False
 
 
-for _verb in (*explore.VERBS, *measure.VERBS, *machine.VERBS):
+for _verb in (*explore.VERBS, *measure.VERBS, *machine.VERBS, *profile.VERBS):
     main.add_command(_verb)

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from .. import backends, build, experiment, results, shares, tables, variants
+from .. import backends, build, experiment, results, rocm, shares, tables, variants
 from ..errors import Cc1dError, StoreError, nearest
 from ..results import Row
 from . import output
@@ -48,6 +48,7 @@ def doctor(as_json: bool) -> int:
     found: dict[str, Any] = {
         "python": {"version": platform.python_version(), "path": sys.executable},
         "backends": [_examine(b) for b in backends.BACKENDS.values()],
+        "rocm": rocm.examine(),
         "cache": _cache(),
         "environment": _environment(),
         "packages": _packages(),
@@ -123,12 +124,22 @@ def _print_doctor(found: dict[str, Any]) -> None:
         for key in ("compiler", "version", "arch", "device", "remedy"):
             if b[key]:
                 click.echo(f"  {key:9} {output.printable(str(b[key]))[:160]}")
+    _print_rocm(found["rocm"])
     size = found["cache"]["bytes"]
     click.echo(f"\ncache: {found['cache']['path']}, {'unknown size' if size is None else megabytes(size)}\n")
     environment = [[e["name"], e["value"], e["origin"], e["meaning"]] for e in found["environment"]]
     output.echo_table(("variable", "value", "from", "when not set"), environment)
     click.echo("")
     output.echo_table(("package", "version"), [[n, v or "missing"] for n, v in found["packages"].items()])
+
+
+def _print_rocm(found: dict[str, Any]) -> None:
+    click.echo("\nrocm: what is here, and what keeps the amd backend from a GPU")
+    for key in ("hipcc", "rocm", "torch", "torch_hip", "devices", "visible"):
+        told = ", ".join(found[key]) if isinstance(found[key], list) else found[key]
+        click.echo(f"  {key:9} {output.printable(told or 'none')}")
+    for problem in found["problems"]:
+        click.echo(f"  - {output.printable(problem['what'])}\n      {output.printable(problem['remedy'])}")
 
 
 def megabytes(size: int) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .. import backends, machine_code, occupancy, variants
+from .. import backends, machine_code, occupancy, variants, work
 from .. import build as builder
 from ..case import LAYOUTS, OPS, Case
 from ..cell import Cell
@@ -57,9 +57,11 @@ def inspect(
     kernels = [k for cell in cells for k in machine_code.inspect(cell, builder.build_cell(cell))]
     bounds = _bounds(cells)
     if as_json:
-        output.echo_json({"kernels": [k.to_dict() for k in kernels], "bounds": bounds})
+        told = [k.to_dict() | {"per_output": work.table(k)} for k in kernels]
+        output.echo_json({"kernels": told, "bounds": bounds})
         return 0
     _print_tables(kernels)
+    _print_work(kernels)
     for kernel in kernels if listing else []:
         _print_listing(kernel)
     if bounds:
@@ -125,6 +127,28 @@ def _print_tables(kernels: list[Inspection]) -> None:
     ]
     heading = ["variant", "kernel", "arch", *_COUNTED, "loads", "stores", "float ops", "loops"]
     output.echo_table(heading, counted)
+
+
+_WORK = {
+    "outputs": "outputs",
+    "float_ops": "float ops",
+    "matrix_ops": "matrix ops",
+    "model_flops": "model",
+    "load_bytes": "loaded B",
+    "store_bytes": "stored B",
+    "model_bytes": "model B",
+    "within": "within",
+    "loops": "loops in it",
+}
+
+
+def _print_work(kernels: list[Inspection]) -> None:
+    click.echo(
+        "\nper output, on the shortest way to the widest store; at least so much, and one round of a loop; the model "
+        "leaves the activation out"
+    )
+    lines = [[k.cell.variant, k.kernel.name, k.cell.arch, *(work.table(k)[name] for name in _WORK)] for k in kernels]
+    output.echo_table(["variant", "kernel", "arch", *_WORK.values()], lines)
 
 
 def _widths(memory: dict[str, int], kind: str) -> str:

@@ -117,6 +117,12 @@ def cells(
     ]
 
 
+def cell(variant: variants.Variant, backend: str, arch: str, knobs: Iterable[tuple[str, int]], **case: Any) -> Cell:
+    """The cell of one variant, whose every tunable must be the variant's own. ConfigError for what is unknown."""
+    _check_knobs([variant], dict(knobs))
+    return Cell(variant.name, backends.get(backend).name, _case(variant, case), dict(knobs), arch)
+
+
 def select(names: tuple[str, ...], ops: Iterable[str] = ("fwd",)) -> list[variants.Variant]:
     """Kernels and baselines by name; `all` is every kernel of `ops`."""
     known = [v.name for v in variants.VARIANTS.values() if v.kind != "helper"]

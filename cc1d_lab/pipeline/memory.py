@@ -8,14 +8,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import kernel
 from ..errors import LaunchError, ToolchainError
 
 ATTACH_GLOBAL = 1  # cudaMemAttachGlobal, hipMemAttachGlobal: any stream may use it
@@ -152,8 +151,7 @@ def _runtime() -> _Runtime:
 
 def _loaded(stem: str) -> str:
     """Path of the shared library `stem` that this process has loaded. ToolchainError when there is none."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    found = next((line.split(maxsplit=5)[5] for line in lines if re.search(rf"/{stem}[-.\w]*\.so", line)), "")
+    found = kernel.loaded(stem)
     if not found:
         raise ToolchainError(
             f"{stem}: not loaded by torch; the pipeline study needs a torch that links it as a library"

@@ -6,6 +6,7 @@ A variant has one colour, one marker and one dash pattern everywhere, so that ch
 """
 
 from ..tables import speedup_table
+from . import profile
 from .error import error, error_vs_throughput
 from .pipeline import pipeline
 from .scaling import cliffs, residuals, scaling
@@ -22,6 +23,7 @@ __all__ = [
     "error_vs_throughput",
     "number",
     "pipeline",
+    "profile",
     "residuals",
     "scaling",
     "share_of_copy",

@@ -1,14 +1,16 @@
-// AMD: hipcc, or clang++ -x hip. Without ROCm's headers (-nogpuinc) only device code is built, from the builtins below;
-// that is how a machine with no ROCm proves that a kernel compiles for each arch.
+// AMD: hipcc with ROCm's headers, or clang++ -x hip without them (-nogpuinc, CC1D_HIP_HEADERS=0). Then what is needed of
+// them is declared here: a few builtins, and the five functions of the HIP runtime that a launch calls.
 #pragma once
 
-#if __has_include(<hip/hip_runtime.h>)
+#ifndef CC1D_HIP_HEADERS
+#define CC1D_HIP_HEADERS __has_include(<hip/hip_runtime.h>)
+#endif
+
+#if CC1D_HIP_HEADERS
 #include <hip/hip_runtime.h>
-#define CC1D_HAS_HIP_RUNTIME 1
-using stream_t = hipStream_t;
 #else
+#include <stddef.h>
 #include <stdint.h>
-#define CC1D_HAS_HIP_RUNTIME 0
 #define __global__ __attribute__((global))
 #define __device__ __attribute__((device))
 #define __host__ __attribute__((host))
@@ -19,7 +21,17 @@ struct dim3 {
     unsigned x, y, z;
     __host__ __device__ constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-using stream_t = void*;
+
+// The C ABI of libamdhip64, which has been the same since ROCm 4. The compiler calls the first three for <<<>>>.
+typedef struct ihipStream_t* hipStream_t;
+typedef enum hipError_t { hipSuccess = 0 } hipError_t;
+extern "C" {
+hipError_t __hipPushCallConfiguration(dim3 grid, dim3 block, size_t shared_bytes, hipStream_t stream);
+hipError_t __hipPopCallConfiguration(dim3* grid, dim3* block, size_t* shared_bytes, hipStream_t* stream);
+hipError_t hipLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** args, size_t shared_bytes, hipStream_t stream);
+hipError_t hipGetLastError(void);
+const char* hipGetErrorString(hipError_t error);
+}
 
 namespace cc1d_builtin {
 struct ThreadIdx {
@@ -44,6 +56,7 @@ __device__ inline float expf(float v) { return __builtin_expf(v); }
 __device__ inline float fminf(float a, float b) { return __builtin_fminf(a, b); }
 __device__ inline float fmaf(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 #endif
+using stream_t = hipStream_t;
 
 // The exact workgroup size belongs in the code object; the HIP macro leaves the maximum at 1024.
 #undef __launch_bounds__
@@ -69,7 +82,6 @@ inline constexpr bool is_bfloat16<bfloat16> = true;
 
 constexpr int kWarp = CC1D_WARP;  // 64 on gfx9, 32 on gfx10 and later
 
-#if CC1D_HAS_HIP_RUNTIME
 template <auto Kernel, typename... Args>
 void launch(dim3 grid, dim3 block, stream_t stream, Args... args) {
     Kernel<<<grid, block, 0, stream>>>(args...);
@@ -79,11 +91,6 @@ inline const char* launch_error() {
     const hipError_t e = hipGetLastError();
     return e == hipSuccess ? nullptr : hipGetErrorString(e);
 }
-#else
-template <auto Kernel, typename... Args>
-void launch(dim3, dim3, stream_t, Args...) {}
-inline const char* launch_error() { return "built without the HIP runtime: device code only"; }
-#endif
 
 __device__ inline float minimum(float a, float b) { return fminf(a, b); }
 __device__ inline float reciprocal(float v) { return __builtin_amdgcn_rcpf(v); }
