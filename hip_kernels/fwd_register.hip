@@ -22,6 +22,8 @@ constexpr int kHalo = kWidth - 1;
 constexpr int kHaloPad = kHalo > kVec ? 2 * kVec : kVec;  // whole vectors that hold the halo
 static_assert(kHalo <= kRun && kHalo <= kHaloPad, "the halo lies in one run");
 static_assert(!kChannelLast, "rows run along the sequence");
+// With states as many threads to a multiprocessor as 48 registers allow; else the compiler's own choice is as good.
+constexpr int kMinBlocks = kStates && !kSeqIdx && kWidth <= 4 ? 1280 / kBlock : 0;
 using run_t = Packed<elem_t, kRun>;
 using halo_t = Packed<elem_t, kHaloPad>;
 
@@ -69,7 +71,7 @@ __device__ inline void put_initial_states(const Params& p, index_t batch, index_
         if (is_there(t + i)) own.put(i, step0[(t + i) * stride]);
 }
 
-extern "C" __global__ __launch_bounds__(kBlock) void fwd_register(const Params p, const Divisor runs, const Divisor dims) {
+extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void fwd_register(const Params p, const Divisor runs, const Divisor dims) {
     const uint32_t number = blockIdx.x * kBlock + threadIdx.x;
     const uint32_t row = runs(number), batch = dims(row), dim = row - batch * dims.d;
     const bool exists = batch < p.batch;  // the others stay for the shuffle
