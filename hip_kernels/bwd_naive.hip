@@ -45,9 +45,10 @@ extern "C" __global__ __launch_bounds__(kBlock) void bwd_naive(const Params p) {
     const auto gradient = [&](index_t to) { return inner_gradient(p, batch, dim, to); };
     acc_t sum = 0;
     for (int k = seen_by(p, batch, t); k-- > 0;) sum += weight(kWidth - 1 - k) * gradient(t + k);
-    if (kStates) sum += final_gradient(p, Tail(p, batch), batch, dim, t);
+    const Tail tail = gradient_tail(p, batch);
+    if (kStates) sum += final_gradient(p, tail, batch, dim, t);
     static_cast<elem_t*>(p.dx)[batch * p.dx_batch_stride + dim * p.dx_dim_stride + t * p.dx_seq_stride] = from_float<elem_t>(sum);
-    if (t == 0) write_dinitial_states(p, batch, dim, gradient, weight);
+    if (t == 0) write_dinitial_states(p, tail, batch, dim, gradient, weight);
 }
 
 // Block (dim, w): dweight[dim, w], and dbias[dim] where w is width.

@@ -82,7 +82,7 @@ extern "C" __global__ __launch_bounds__(kBlock) void fwd_channel_last(const Para
         if (t < p.seqlen) store_part(out + t * p.out_seq_stride, result, p.out_dim_stride, channels, out_vectors);
     }
     if (kStates && down == 0 && t0 + kTileSeqlen >= p.seqlen)
-        for (index_t i = 0; i < kVec && i < channels; ++i) write_final_states(p, batch, dim + i);
+        write_final_states(p, batch, dim, static_cast<int>(channels < kVec ? channels : kVec));
 }
 
 static int64_t workspace_bytes(const Params&) { return 0; }

@@ -112,8 +112,7 @@ extern "C" __global__ __launch_bounds__(kBlock, kResident / kBlock) void fwd_ras
     const bool whole = dim + kLanes <= p.dim && t0 >= kHalo && t0 + kSteps <= p.seqlen;
     if (vectors && whole) convolve<true>(p, x, out, batch, dim, t0);
     else convolve<false>(p, x, out, batch, dim, t0);
-    if (kStates && t0 + kSteps >= p.seqlen)
-        for (index_t i = 0; i < kLanes && dim + i < p.dim; ++i) write_final_states(p, batch, dim + i);
+    if (kStates && t0 + kSteps >= p.seqlen) write_final_states(p, batch, dim, static_cast<int>(p.dim - dim < kLanes ? p.dim - dim : kLanes));
 }
 
 static int64_t workspace_bytes(const Params&) { return 0; }

@@ -36,6 +36,13 @@ constexpr bool kChannelLast = CC1D_CHANNEL_LAST;  // whether dim or seqlen is th
 constexpr bool kStates = CC1D_STATES;             // whether there may be initial_states, final_states and their gradients
 constexpr bool kSeqIdx = CC1D_SEQ_IDX;            // whether there is a seq_idx
 
+// Before a loop over the steps of a thread: with packed sequences a step is long, and unrolled ones spill scalar registers.
+#if CC1D_SEQ_IDX
+#define CC1D_STEP_BY_STEP _Pragma("unroll 1")
+#else
+#define CC1D_STEP_BY_STEP
+#endif
+
 // What a thread moves at once: 16 bytes.
 constexpr int kVec = 16 / sizeof(elem_t);
 using vec_t = Vec<elem_t, kVec>;
@@ -50,15 +57,15 @@ __device__ inline acc_t activate_slope(acc_t y) { return kSilu ? silu_slope(y) :
 __device__ inline vec_t load_part(const elem_t* p, index_t stride, index_t n, bool vectors) {
     if (vectors && n >= kVec) return load_vec<kVec>(p);
     vec_t v;
-    for (int i = 0; i < kVec; ++i) v.v[i] = i < n ? p[i * stride] : from_float<elem_t>(0);
+    for (int i = 0; i < kVec; ++i, p += stride) v.v[i] = i < n ? *p : from_float<elem_t>(0);
     return v;
 }
 __device__ inline void store_part(elem_t* p, const vec_t& v, index_t stride, index_t n, bool vectors) {
     if (vectors && n >= kVec) {
         store_vec(p, v);
     } else {
-        for (int i = 0; i < kVec; ++i)
-            if (i < n) p[i * stride] = v.v[i];
+        for (int i = 0; i < kVec; ++i, p += stride)
+            if (i < n) *p = v.v[i];
     }
 }
 
