@@ -52,6 +52,17 @@ def test_variant_is_right_at_its_widths(variant: variants.Variant) -> None:
             _assert_ok(variant, case)
 
 
+@pytest.mark.parametrize("features", [("states",), ("seq_idx",), ("states", "seq_idx")], ids="+".join)
+@pytest.mark.parametrize("variant", [v for v in KERNELS if v.rank == 5], ids=lambda v: v.name)
+def test_fast_variant_is_right_with_states_and_packed_sequences(
+    variant: variants.Variant, features: tuple[str, ...]
+) -> None:
+    width = 8 if len(features) == 2 else 4
+    for seqlen, view in ((1, "contiguous"), (9, "misaligned"), (65, "channel_slice"), (130, "misaligned")):
+        for case in _suited(variant, dtype="bfloat16", seqlen=seqlen, view=view, width=width):
+            _assert_ok(variant, replace(case, **dict.fromkeys(features, True)))
+
+
 def test_naive_takes_a_width_beyond_the_sequence() -> None:
     _assert_ok(variants.get("fwd_naive"), Case(1, 3, 20, width=33))
 
