@@ -182,6 +182,24 @@ def _load_entry(entry: Path, digest: str) -> Built | None:
     return None
 
 
+def mark_passed(built: Built, what: str) -> None:
+    """Leave the mark that this library passed its checks, with `what` was checked. It goes with the entry."""
+    mark = {"sha256": hashlib.sha256(built.library.read_bytes()).hexdigest(), "checked": what}
+    descriptor, temporary = tempfile.mkstemp(prefix=".passed-", dir=built.library.parent)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(mark, file)
+    os.replace(temporary, built.library.with_name("passed.json"))
+
+
+def has_passed(built: Built) -> bool:
+    """Whether the entry carries the mark, for the library that it has now."""
+    try:
+        mark = json.loads(built.library.with_name("passed.json").read_text())
+        return mark["sha256"] == hashlib.sha256(built.library.read_bytes()).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _discard(entry: Path) -> None:
     """Remove an entry. It is renamed first, so that nobody finds half of it."""
     aside = Path(tempfile.mkdtemp(prefix=".old-", dir=entry.parent))

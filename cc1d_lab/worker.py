@@ -13,7 +13,9 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import tempfile
+import types
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -67,10 +69,15 @@ class Worker:
                 else:
                     together = False  # it died while all were being timed: take them one by one
 
-    def _conversation(self, group: list[Cell], policy: Policy | None) -> Iterator[tuple[str, Any]]:
+    def try_out(self, cell: Cell) -> Row:
+        """The row of `evaluation.quick_check`, or one that says how the kernel ended the worker."""
+        ((kind, value),) = self._conversation([cell], None, quick=True)
+        return value if kind == "row" else self._blame(cell, value)
+
+    def _conversation(self, group: list[Cell], policy: Policy | None, quick: bool = False) -> Iterator[tuple[str, Any]]:
         """What the worker says: ('begin', cell_id), ('row', row), or ('died', outcome) at last."""
         pipe = self._start()
-        pipe.send((group, policy))
+        pipe.send((group, policy, quick))
         while True:
             if not pipe.poll(self._limit):
                 self._stop()
@@ -105,8 +112,10 @@ class Worker:
         self._number += 1
         self._logs.mkdir(parents=True, exist_ok=True)
         mine, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=_serve, args=(theirs, str(self._log)), daemon=True)
-        self._process.start()
+        # The server's environment is that of its start; a worker has the caller's of now.
+        arguments = (theirs, str(self._log), dict(os.environ))
+        self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
+        _start_without_main(self._process)
         theirs.close()
         self._pipe = mine
         return mine
@@ -137,20 +146,32 @@ class Worker:
         self._process = self._pipe = None
 
 
-def _serve(pipe: Connection, log: str) -> None:
+def _start_without_main(process: ForkServerProcess) -> None:
+    """Start a process that does not import the caller's script again: it need not have been written for that."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+    try:
+        process.start()
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _serve(pipe: Connection, log: str, environment: dict[str, str]) -> None:
     """The child: evaluate what comes through the pipe. What kernels print goes to the log."""
+    os.environ.clear()
+    os.environ.update(environment)
     _settle_down(log)
-    from .evaluation import evaluate_each
+    from .evaluation import evaluate_each, quick_check
 
     def say(kind: str, value: Any) -> None:
         pipe.send_bytes(json.dumps([kind, value]).encode())
 
     while True:
         try:
-            cells, policy = pipe.recv()
+            cells, policy, quick = pipe.recv()
         except EOFError:
             return
-        for row in evaluate_each(cells, policy, lambda cell_id, what: say("begin", cell_id)):
+        rows = map(quick_check, cells) if quick else None
+        for row in rows or evaluate_each(cells, policy, lambda cell_id, what: say("begin", cell_id)):
             say("row", row)
         say("end", None)
 

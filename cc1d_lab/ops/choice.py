@@ -5,6 +5,7 @@ The table is a JSON list beside the build cache; `save_table` makes it from meas
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -43,6 +44,32 @@ class Explanation:
         return "\n".join(lines + [f"  not {name}: {why}" for name, why in self.others.items()])
 
 
+# What `auto` no longer takes in this process, with the reason: (variant, backend, what a kernel is compiled for).
+_refused: dict[tuple[str, str, Case], str] = {}
+
+
+def refuse(variant: str, backend: str, case: Case, reason: str) -> None:
+    """`auto` passes this variant over from now on, for what is compiled as `case` is."""
+    _refused[variant, backend, compiled_as(case)] = reason
+
+
+def forgive() -> None:
+    """Take back what was refused."""
+    _refused.clear()
+
+
+def compiled_as(case: Case) -> Case:
+    """A small case that the same library serves, large enough for several blocks, halos and an odd end."""
+    steps = 3 if case.op == "update" else 131 if case.layout == "channel_last" else 1131
+    dim = 70 if case.layout == "channel_last" else 5
+    return dataclasses.replace(case, batch=2, dim=dim, seqlen=steps, view="contiguous", row_stride=0, label="", seed=0)
+
+
+def is_named(name: str, op: str) -> bool:
+    """Whether `name` names a variant of `op`, so that there is nothing to choose."""
+    return _named(name, op) is not None
+
+
 def choose(case: Case, backend: str, name: str) -> Explanation:
     """The variant for `case`. `name`: `auto`, a variant, or a forward and a backward as `fwd_...+bwd_...`.
 
@@ -55,7 +82,10 @@ def choose(case: Case, backend: str, name: str) -> Explanation:
         if reason:
             raise _ERRORS.get(reason.split()[0], ConfigError)(f"variant {named.name}: {reason}")
         return Explanation(named.name, {}, backend, "it was asked for", {})
-    reasons = {v.name: variants.cannot(v, case, backend) for v in variants.select("all", case.op)}
+    reasons = {
+        v.name: variants.cannot(v, case, backend) or _refused.get((v.name, backend, compiled_as(case)), "")
+        for v in variants.select("all", case.op)
+    }
     able = [v for v in variants.select("all", case.op) if not reasons[v.name] and v.rank]
     if not able:
         lacks = "; ".join(f"{k}: {v}" for k, v in reasons.items() if v)
