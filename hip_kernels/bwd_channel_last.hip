@@ -155,8 +155,8 @@ static void launch_stage(int stage, const Params& p, stream_t stream) {
     const auto part = [](index_t tiles, index_t begin) { return tiles - begin < kGridLimit ? tiles - begin : kGridLimit; };
     for (index_t s = 0; stage == 0 && s < seq_tiles; s += kGridLimit)
         for (index_t d = 0; d < dim_tiles; d += kGridLimit)
-            launch<bwd_channel_last>(dim3(p.batch, part(seq_tiles, s), part(dim_tiles, d)), dim3(kBlock), stream, p, s, d);
-    if (stage == 1) launch<reduce>(dim3(ceil_div(p.dim, kReduceAcross) * kSums), dim3(kBlock), stream, p);
+            launch<bwd_channel_last>(grid_of(p.batch, part(seq_tiles, s), part(dim_tiles, d)), dim3(kBlock), stream, p, s, d);
+    if (stage == 1) launch<reduce>(grid_of(ceil_div(p.dim, kReduceAcross) * kSums), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("partial", "reduce")

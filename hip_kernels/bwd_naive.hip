@@ -81,8 +81,8 @@ static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int stage, const Params& p, stream_t stream) {
     const index_t rows = kChannelLast ? p.batch * p.seqlen * ceil_div(p.dim, kBlock) : p.batch * p.dim * ceil_div(p.seqlen, kBlock);
-    if (stage == 0) launch<bwd_naive>(dim3(rows), dim3(kBlock), stream, p);
-    if (stage == 1) launch<dweight>(dim3(p.dim * (kWidth + 1)), dim3(kBlock), stream, p);
+    if (stage == 0) launch<bwd_naive>(grid_of(rows), dim3(kBlock), stream, p);
+    if (stage == 1) launch<dweight>(grid_of(p.dim * (kWidth + 1)), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("dx", "dweight")

@@ -142,9 +142,9 @@ extern "C" __global__ __launch_bounds__(kBlock) void reduce(const Params p) {
 static int64_t workspace_bytes(const Params& p) { return p.batch * p.dim * kKept * sizeof(acc_t); }
 
 static void launch_stage(int stage, const Params& p, stream_t stream) {
-    if (stage == 0) launch<bwd_two_stage>(dim3(p.batch * p.dim), dim3(kBlock), stream, p);
+    if (stage == 0) launch<bwd_two_stage>(grid_of(p.batch * p.dim), dim3(kBlock), stream, p);
     const index_t results = p.dim * kSums + (kStates ? p.batch * p.dim : 0);
-    if (stage == 1) launch<reduce>(dim3(ceil_div(results, kBlock)), dim3(kBlock), stream, p);
+    if (stage == 1) launch<reduce>(grid_of(ceil_div(results, kBlock)), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("partial", "reduce")

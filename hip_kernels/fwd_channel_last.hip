@@ -89,7 +89,7 @@ static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
     const index_t blocks = p.batch * ceil_div(p.seqlen, kTileSeqlen) * ceil_div(p.dim, kTileDim);
-    launch<fwd_channel_last>(dim3(blocks), dim3(kBlock), stream, p);
+    launch<fwd_channel_last>(grid_of(blocks), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("conv")

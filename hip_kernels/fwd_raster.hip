@@ -119,7 +119,7 @@ static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
     const Grid grid(p);
-    launch<fwd_raster>(dim3(p.batch * grid.down * grid.across), dim3(kBlock), stream, p);
+    launch<fwd_raster>(grid_of(p.batch * grid.down * grid.across), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("conv")

@@ -144,11 +144,13 @@ static index_t runs_of_row(const Params& p) {
     return ceil_div(p.seqlen + (aligned ? 0 : kVec - 1), kRun);
 }
 
+constexpr int64_t kMaxNumbers = int64_t{1} << 31;  // of runs: what Divisor divides
+
 static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
     const index_t blocks = ceil_div(p.batch * p.dim * runs_of_row(p), kBlock);
-    launch<fwd_register>(dim3(blocks), dim3(kBlock), stream, p, Divisor(runs_of_row(p)), Divisor(p.dim));
+    launch<fwd_register>(grid_of(blocks, 1, 1, kMaxNumbers / kBlock), dim3(kBlock), stream, p, Divisor(runs_of_row(p)), Divisor(p.dim));
 }
 
 CC1D_EXPORT("conv")

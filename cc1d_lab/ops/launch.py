@@ -63,7 +63,7 @@ class Plan:
             params.workspace = workspace.data_ptr()
         error = self.launch(ctypes.byref(params), stream)
         if error:
-            raise LaunchError(f"{self.choice.variant}: {error.decode()}")
+            raise LaunchError(f"{self.choice.variant}: {kernel.describe(error, params)}")
 
 
 def _meta(tensor: Tensor | None) -> tuple[Any, ...] | None:

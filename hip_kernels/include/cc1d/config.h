@@ -73,6 +73,27 @@ __host__ __device__ constexpr index_t ceil_div(index_t a, index_t b) { return (a
 
 #include "states.h"
 
+// A grid, counted in 64 bits: one that is too large is refused, where dim3 would take it modulo 2^32. Along x a device counts
+// to 2^31 - 1, AMD's to 2^32 - 1 threads; along y and z to 65535.
+#if defined(CC1D_BLOCK)
+constexpr int64_t kMaxBlocks = kMaxGridThreads / CC1D_BLOCK < 0x7fffffff ? kMaxGridThreads / CC1D_BLOCK : 0x7fffffff;
+#else
+constexpr int64_t kMaxBlocks = 0x7fffffff;
+#endif
+static bool grid_refused = false;  // not thread_local: in emulation that is a block's shared memory
+static inline dim3 grid_of(int64_t x, int64_t y = 1, int64_t z = 1, int64_t limit = kMaxBlocks) {
+    if (x <= limit && x <= kMaxBlocks && y <= 65535 && z <= 65535)
+        return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
+    grid_refused = true;
+    return dim3(0);  // which no device launches
+}
+static inline const char* stage_error() {
+    const char* error = launch_error();  // asked for in any case: it forgets the launch of no blocks
+    if (!grid_refused) return error;
+    grid_refused = false;
+    return "batch x dim x seqlen takes more blocks than a grid can have: split the call along batch, or take a variant with larger tiles";
+}
+
 // Each .hip file says what its stages are called, how to launch one, and how much workspace it needs.
 #define CC1D_EXPORT(...)                                                                              \
     static const char* const kStages[] = {__VA_ARGS__};                                               \
@@ -83,7 +104,7 @@ __host__ __device__ constexpr index_t ceil_div(index_t a, index_t b) { return (a
     CC1D_API const char* cc1d_stage_name(int stage) { return kStages[stage]; }                        \
     CC1D_API const char* cc1d_launch_stage(const Params* p, void* stream, int stage) {                \
         launch_stage(stage, *p, static_cast<stream_t>(stream));                                       \
-        return launch_error();                                                                        \
+        return stage_error();                                                                         \
     }                                                                                                 \
     CC1D_API const char* cc1d_launch(const Params* p, void* stream) {                                 \
         for (int stage = 0; stage < cc1d_stage_count(); ++stage)                                      \

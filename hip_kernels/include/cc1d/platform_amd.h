@@ -66,6 +66,7 @@ template <>
 inline constexpr bool is_bfloat16<bfloat16> = true;
 
 constexpr int kWarp = CC1D_WARP;  // 64 on gfx9, 32 on gfx10 and later
+constexpr int64_t kMaxGridThreads = 0xffffffff;
 
 #if CC1D_HAS_HIP_RUNTIME
 template <auto Kernel, typename... Args>
