@@ -884,10 +884,32 @@ def test_a_measured_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert cc1d_lab.explain(X.repeat(1, 1, 90), W4).variant == "fwd_shared_memory"
     assert cc1d_lab.explain(X.half(), W4).reason.startswith("the first choice")
     (tmp_path / "table.json").write_text(json.dumps([{"variant": "fwd_naive"}]))
-    choice._table.cache_clear()
     with pytest.raises(cc1d_lab.errors.StoreError, match="not a table of variants"):
         cc1d_lab.explain(X, W4)
-    choice._table.cache_clear()
+
+
+def test_a_table_that_changes_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "table.json"
+    monkeypatch.setenv("CC1D_TABLE", str(table))
+    entry = {"backend": "cpu", "arch": "wave32", "op": "fwd", "layout": "channel_first", "dtype": "float32", "width": 4}
+    entry |= {"outputs": 480, "tunables": {}, "time_us": 1.0}
+
+    def taken(x: torch.Tensor) -> list[str]:
+        causal_conv1d_fn(x, W4)
+        return [plan.choice.variant for plan in launch._plans.values()]
+
+    launch.forget()
+    assert taken(X) == ["fwd_register"]
+    table.write_text(json.dumps([entry | {"variant": "fwd_naive"}]))  # as another process would
+    with monkeypatch.context() as m:
+        m.setattr(choice, "_table", None)
+        assert taken(X) == ["fwd_register"], "a call of a known shape does not look"
+    assert taken(X[:, :, 1:]) == ["fwd_naive"], "one of a new shape does, and what was planned before is dropped"
+    assert taken(X) == ["fwd_naive", "fwd_naive"]
+    row = entry | {"status": "ok", "kind": "kernel", "batch": 2, "dim": 12, "seqlen": 20, "time_us_p50": 2.0}
+    choice.save_table([row | {"variant": "fwd_shared_memory"}])
+    assert taken(X) == ["fwd_shared_memory"]
+    launch.forget()
 
 
 def test_plans_are_kept_and_forgotten() -> None:

@@ -202,11 +202,24 @@ def _in_table(case: Case, backend: str, able: list[Variant]) -> tuple[Variant, d
     return names[nearest["variant"]], dict(nearest["tunables"]), reason
 
 
-@functools.cache
+_Stamp = tuple[int, int, int] | None
+table_state: tuple[Path, _Stamp] | None = None  # the table that was last looked at, and which state of it
+
+
 def _table(path: Path) -> list[dict[str, Any]]:
-    """Entries of a table; none where there is no file. StoreError for a file that is not a table."""
-    if not path.exists():
-        return []
+    """Entries of a table, as the file is now; none where there is no file. StoreError for one that is not a table."""
+    global table_state
+    try:
+        status = path.stat()
+        stamp: _Stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+    except OSError:
+        stamp = None
+    table_state = (path, stamp)
+    return _read_table(path, stamp) if stamp else []
+
+
+@functools.lru_cache(maxsize=4)
+def _read_table(path: Path, stamp: _Stamp) -> list[dict[str, Any]]:
     try:
         entries = json.loads(path.read_text())
         return [{k: e[k] for k in (*TABLE_KEY, "outputs", "variant", "tunables", "time_us")} for e in entries]
@@ -215,7 +228,12 @@ def _table(path: Path) -> list[dict[str, Any]]:
 
 
 def save_table(rows: Iterable[Row], path: Path | None = None) -> int:
-    """Write the fastest kernel of every measured case; returns the number of entries. Calls from now on use it."""
+    """Write the fastest kernel of every measured case; returns the number of entries.
+
+    This process takes it up at once, another that runs with its next call of a new shape.
+    """
+    from . import launch  # which imports this module
+
     best: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         if row["status"] != "ok" or row["kind"] != "kernel" or not row["time_us_p50"]:
@@ -232,5 +250,5 @@ def save_table(rows: Iterable[Row], path: Path | None = None) -> int:
     temporary = target.with_suffix(".tmp")
     temporary.write_text(json.dumps(list(best.values()), indent=1))
     os.replace(temporary, target)
-    _table.cache_clear()
+    launch.drop_plans()
     return len(best)

@@ -21,6 +21,7 @@ from ..case import Case
 from ..cell import Cell
 from ..errors import CheckError, LaunchError
 from ..kernel import Params
+from . import choice as choice_module
 from . import trust
 from .arguments import check_forward, check_states, check_update
 from .choice import Explanation, backend_for, case_of, choose, forgive, is_named, layout_of, refuse
@@ -70,9 +71,14 @@ def _meta(tensor: Tensor | None) -> tuple[Any, ...] | None:
     return None if tensor is None else (tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
 
 
+_planned_by: Any = None  # the table that the plans were made by
+
+
 def _keep(key: Any, plan: Plan) -> Plan:
-    if len(_plans) >= MAX_PLANS:
+    global _planned_by
+    if len(_plans) >= MAX_PLANS or _planned_by != choice_module.table_state:
         _plans.clear()
+    _planned_by = choice_module.table_state
     _plans[key] = plan
     return plan
 
@@ -106,6 +112,11 @@ def _arch(backend: str, device: int | None) -> str:
         return backends.get(backend).default_arch()
     with torch.cuda.device(device):
         return backends.get(backend).default_arch()
+
+
+def drop_plans() -> None:
+    """The next call of each shape chooses anew."""
+    _plans.clear()
 
 
 def forget() -> None:
