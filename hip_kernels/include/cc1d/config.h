@@ -82,7 +82,7 @@ constexpr int64_t kMaxBlocks = 0x7fffffff;
 #endif
 static bool grid_refused = false;  // not thread_local: in emulation that is a block's shared memory
 static inline dim3 grid_of(int64_t x, int64_t y = 1, int64_t z = 1, int64_t limit = kMaxBlocks) {
-    if (x <= limit && x <= kMaxBlocks && y <= 65535 && z <= 65535)
+    if (x >= 0 && x <= limit && x <= kMaxBlocks && y <= 65535 && z <= 65535)
         return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
     grid_refused = true;
     return dim3(0);  // which no device launches
