@@ -320,7 +320,8 @@ def _copy_of(case: Case, inputs: Inputs) -> Inputs:
     x.copy_(inputs.x)
     more = dict(inputs.more)
     if "dout" in more:
-        more["dout"] = reference.empty_view(case, inputs.x.device.type, inputs.x.dtype)[0].copy_(more["dout"])
+        beside = reference.beside(case)
+        more["dout"] = reference.empty_view(beside, inputs.x.device.type, inputs.x.dtype)[0].copy_(more["dout"])
     return dataclasses.replace(inputs, x=x, x_buffer=buffer, more=more)
 
 

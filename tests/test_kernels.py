@@ -39,6 +39,13 @@ def test_variant_is_right_at_awkward_lengths(variant: variants.Variant, dtype: s
             _assert_ok(variant, case)
 
 
+@pytest.mark.parametrize("view", ["sliced_input", "batch_second"])
+@pytest.mark.parametrize("variant", KERNELS, ids=lambda v: v.name)
+def test_variant_is_right_where_x_and_out_lie_otherwise(variant: variants.Variant, view: str) -> None:
+    for case in _suited(variant, dtype="float16", view=view, seqlen=150):
+        _assert_ok(variant, case)
+
+
 @pytest.mark.parametrize("arch", ["wave64", "wave32_gfx12"])
 @pytest.mark.parametrize("variant", KERNELS, ids=lambda v: v.name)
 def test_variant_is_right_at_every_wave_size(variant: variants.Variant, arch: str) -> None:
