@@ -131,23 +131,27 @@ def quick_check(cell: Cell) -> Row:
     """A row without times that says whether the library of a cell may be trusted; marks it if so.
 
     Every output against its bound (float64: that of fp32 sums), the same bits in a second run, nothing else written, no
-    later x in an earlier out. No twin and no F.conv1d. Runs in this process: a worker calls it.
+    later x in an earlier out. No twin and no F.conv1d. `unsupported` when the device has no room for that. Runs in this
+    process: a worker calls it.
     """
     try:
+        given = reference.make_inputs(cell.case, backends.get(cell.backend).torch_device)
+    except RuntimeError as e:  # no context on the device, or no memory
+        return base_row(cell, status="unsupported", reason=str(e).splitlines()[0])
+    try:
         built = build.build_cell(cell)
-        reason = _quick_verdict(cell, kernel.load(built.library))
-    except (Cc1dError, torch.cuda.OutOfMemoryError) as e:
-        return failed_row(cell, e if isinstance(e, Cc1dError) else LaunchError(str(e).splitlines()[0]))
+        reason = _quick_verdict(cell, kernel.load(built.library), given)
+    except Cc1dError as e:
+        return failed_row(cell, e)
     if not reason:
         build.mark_passed(built, cell.title())
     return base_row(cell, status="wrong" if reason else "ok", reason=reason or None)
 
 
-def _quick_verdict(cell: Cell, loaded: kernel.Kernel) -> str:
+def _quick_verdict(cell: Cell, loaded: kernel.Kernel, given: Inputs) -> str:
     case, launcher = cell.case, _launcher(loaded)
     schedule = _set_schedule(loaded) if cell.backend == "cpu" else lambda order: None
     candidate = _Candidate(launcher, launcher, launcher, {}, schedule)
-    given = reference.make_inputs(case, backends.get(cell.backend).torch_device)
     inputs = _copy_of(case, given)
     out, clean = _run(case, launcher, inputs)
     for name, truth in oracle.truths(case, given).items():

@@ -13,7 +13,7 @@ import torch
 from planted import Planted, plant
 
 from cc1d_lab import Case, Cell, build, causal_conv1d_fn, causal_conv1d_fn_ref, explain
-from cc1d_lab.errors import CheckError
+from cc1d_lab.errors import CheckError, WorkerError
 from cc1d_lab.ops import launch, trust
 
 X, WEIGHT, BIAS = torch.randn(2, 6, 50), torch.randn(6, 4), torch.randn(6)
@@ -72,6 +72,17 @@ def test_a_bad_backward_is_passed_over(tmp_path: Path, monkeypatch: pytest.Monke
     causal_conv1d_fn_ref(theirs, weights[1], BIAS).sum().backward()
     torch.testing.assert_close(mine.grad, theirs.grad)
     torch.testing.assert_close(weights[0].grad, weights[1].grad)
+
+
+def test_what_cannot_be_tried_is_not_blamed_on_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"status": "unsupported", "reason": "CUDA error: out of memory"}
+    monkeypatch.setattr(trust.Worker, "try_out", lambda worker, cell: row)
+    monkeypatch.setattr(build, "has_passed", lambda built: False)
+    with pytest.raises(
+        WorkerError, match=r"no process of its own can do that now .CUDA error: out of memory.* CC1D_UNCH"
+    ):
+        causal_conv1d_fn(X, WEIGHT, BIAS)
+    assert explain(X, WEIGHT, BIAS).variant == "fwd_register"
 
 
 def test_a_library_is_tried_once_and_carries_the_mark(monkeypatch: pytest.MonkeyPatch) -> None:
