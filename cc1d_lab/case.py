@@ -22,6 +22,7 @@ class Case:
 
     `x` and `out` always have the shape (batch, dim, seqlen); `layout` says which of dim and seqlen is contiguous.
     `op`: `fwd`; `bwd`, the gradients of it; `update`, `seqlen` steps of decoding with a state of width - 1 steps.
+    `state_len`: steps that the state of an update holds, 0 for width - 1.
     `states`: with initial_states and final_states. `seq_idx`: several sequences packed in a row.
     `view` is how `x` and `out` lie in memory: `contiguous`; `channel_slice`, channels cut out of a wider buffer of
     `row_stride` channels; `sliced_input`, the same for x alone, and `out` contiguous; `batch_second`, in memory (dim,
@@ -41,6 +42,7 @@ class Case:
     view: str = "contiguous"
     row_stride: int = 0
     op: str = "fwd"
+    state_len: int = 0
     states: bool = False
     seq_idx: bool = False
     seed: int = 0
@@ -61,6 +63,10 @@ class Case:
                 raise ConfigError(f"{name}: {getattr(self, name)!r} must be true or false")
         if self.op == "update" and (self.states or self.seq_idx):
             raise ConfigError("states, seq_idx: an update has a state of its own and no seq_idx; leave both out")
+        if self.state_len and (self.op != "update" or self.state_len < self.width - 1):
+            raise ConfigError(
+                f"state_len: {self.state_len} must be 0 (width - 1), or in an update at least {self.width - 1}"
+            )
         if self.row_stride and self.row_stride < self.dim:
             raise ConfigError(f"row_stride: {self.row_stride} must be 0 (none) or at least dim = {self.dim}")
 
@@ -74,6 +80,11 @@ class Case:
         """Number of output elements."""
         return self.batch * self.dim * self.seqlen
 
+    @property
+    def state_steps(self) -> int:
+        """Steps that a state holds."""
+        return self.state_len or self.width - 1
+
     def bytes(self) -> int:
         """Fewest bytes the op must move, each tensor once.
 
@@ -81,7 +92,7 @@ class Case:
         fwd, and the state read and written. `states`: one state read and one written (bwd: two, the gradients too).
         """
         parameters = self.dim * (self.width + int(self.bias)) * ITEMSIZE[self.weight_dtype]
-        state = self.batch * self.dim * (self.width - 1) * self.itemsize
+        state = self.batch * self.dim * self.state_steps * self.itemsize
         moved = {"fwd": (2, 1, 2), "bwd": (3, 2, 3), "update": (2, 1, 0)}  # times outputs, parameters, states
         outputs, weights, states = moved[self.op]
         total = outputs * self.outputs * self.itemsize + weights * parameters
@@ -110,6 +121,8 @@ class Case:
             parts.append(f"weight {self.weight_dtype}")
         parts += ["bias" if self.bias else "no bias", self.activation]
         parts += [name for name in ("states", "seq_idx") if getattr(self, name)]
+        if self.state_len:
+            parts.append(f"state of {self.state_len}")
         if self.view != "contiguous":
             parts.append(self.view)
         return " ".join(p for p in parts if p)

@@ -16,24 +16,17 @@ from typing import Any
 
 import torch
 
-from . import backends, build, kernel, oracle, reference, timing, variants
+from . import backends, baselines, build, kernel, oracle, recheck, reference, special, timing, variants
 from .case import Case
 from .cell import Cell
 from .errors import Cc1dError, CompileError, ConfigError, LaunchError, ToolchainError
+from .measurement import Ready, ceiling_case, time_group
+from .recheck import Call, Launcher, bits, copy_inputs
 from .reference import Inputs, Outputs
 from .results import SCHEMA_VERSION, Row, new_row
 from .timing import Launch, Policy
 
-Launcher = Callable[[Inputs, Outputs], Launch]  # inputs, outputs -> a launch
 Phase = Callable[[str, str], None]  # told the cell_id and what begins: build, check or time
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A cell that passed its checks: its row so far, and how to make a launch for given tensors."""
-
-    row: Row
-    launcher: Launcher
 
 
 def evaluate(cells: list[Cell], policy: Policy | None = None) -> list[Row]:
@@ -50,6 +43,8 @@ def evaluate_each(cells: list[Cell], policy: Policy | None, phase: Phase = lambd
     """`evaluate`, row by row as each is known; `phase` is told what begins (an empty cell_id: the timing of all)."""
     if len({c.group_key for c in cells}) > 1:
         raise ConfigError("evaluate takes the cells of one case on one backend; use runner.run_cells for several")
+    if cells and cells[0].program:
+        raise ConfigError(f"program: {cells[0].program!r} is for pipeline.evaluation; here kernels are evaluated alone")
     ready: dict[str, Ready] = {}
     for cell in cells:
         found = check(cell, phase)
@@ -60,7 +55,7 @@ def evaluate_each(cells: list[Cell], policy: Policy | None, phase: Phase = lambd
     _problem.cache_clear()
     if ready:
         phase("", "time")
-        yield from _time_group(cells[0], ready, policy).values()
+        yield from time_group(cells[0], ready, policy).values()
 
 
 def needed_builds(cell: Cell) -> list[Cell]:
@@ -79,13 +74,17 @@ def base_row(cell: Cell, **values: Any) -> Row:
         schema_version=SCHEMA_VERSION,
         cell_id=cell.cell_id,
         variant=cell.variant,
-        kind=variant.kind,
+        kind="pipeline" if cell.program else variant.kind,
+        program=cell.program or None,
+        verified=cell.verify if cell.program else None,
         backend=cell.backend,
         tunables=dict(variants.resolve_tunables(variant, cell.tunables)),
+        toolchain=cell.toolchain or None,
         caveat=variant.caveat,
         bytes=case.bytes(),
         flops=case.flops(),
         executed_flops=variant.executed_flops(case) if variant.executed_flops else None,
+        im2col_bytes=variant.im2col_bytes(case) if variant.im2col_bytes else None,
         time_unix=time.time(),
         **case.to_dict(),
         **{"arch": cell.arch, **values},
@@ -106,6 +105,8 @@ def check(cell: Cell, phase: Phase = lambda cell_id, what: None) -> Row | Ready:
     variant = variants.get(cell.variant)
     backend = backends.get(cell.backend)
     reason = variants.why_not(variant, cell.case, cell.backend) or backends.why_not_run(backend)
+    if variant.source is None:
+        reason = reason or baselines.why_not(cell.variant, cell.case, cell.backend)
     if cell.case.dtype == "float64":
         reason = reason or "dtype float64: there is nothing to hold it against; gradcheck takes it"
     if reason:
@@ -113,18 +114,28 @@ def check(cell: Cell, phase: Phase = lambda cell_id, what: None) -> Row | Ready:
     phase(cell.cell_id, "build")
     where = {"arch": cell.arch or backend.default_arch(), "device": backend.device_name()}
     try:
+        if variant.source:
+            # Before the library is loaded: one linked with fast math may change the arithmetic of its process.
+            _problem(cell.case, backend.torch_device)
+            special.problems(cell.case, backend.torch_device)
         candidate = _baseline(cell) if variant.source is None else _compiled(cell)
         phase(cell.cell_id, "check")
-        findings = _examine(cell.case, backend.torch_device, candidate)
+        findings = _examine(cell.case, backend.torch_device, candidate) if candidate.convolves else {}
+        if variant.source:
+            findings["special_values"] = _special_values(cell.case, backend.torch_device, candidate)
     except (Cc1dError, torch.cuda.OutOfMemoryError) as e:
         return failed_row(cell, e if isinstance(e, Cc1dError) else LaunchError(str(e).splitlines()[0])) | where
+    except Exception as e:
+        if variant.source:
+            raise
+        return failed_row(cell, baselines.refusal(cell.variant, e)) | where
     row = base_row(cell, **where, **candidate.columns, **findings)
     verdict = _verdict(findings) if variant.kind == "kernel" else ""
     if verdict:
         return row | {"status": "wrong", "reason": verdict}
     if variant.kind == "kernel":
         build.mark_passed(build.build_cell(cell), cell.title())
-    return Ready(row | {"status": "ok"}, candidate.timed)
+    return Ready(row | {"status": "ok"}, candidate.timed, candidate.convolves)
 
 
 def quick_check(cell: Cell) -> Row:
@@ -152,7 +163,7 @@ def _quick_verdict(cell: Cell, loaded: kernel.Kernel, given: Inputs) -> str:
     case, launcher = cell.case, _launcher(loaded)
     schedule = _set_schedule(loaded) if cell.backend == "cpu" else lambda order: None
     candidate = _Candidate(launcher, launcher, launcher, {}, schedule)
-    inputs = _copy_of(case, given)
+    inputs = copy_inputs(case, given)
     out, clean = _run(case, launcher, inputs)
     for name, truth in oracle.truths(case, given).items():
         bad = ~((out[name].double() - truth.y).abs() <= truth.bound)
@@ -179,10 +190,11 @@ class _Candidate:
     """
 
     launcher: Launcher
-    integer_launcher: Launcher
+    integer_launcher: Launcher | None
     timed: Launcher
     columns: Mapping[str, Any]
     schedule: Callable[[int], None] = lambda order: None
+    convolves: bool = True
 
 
 def _compiled(cell: Cell) -> _Candidate:
@@ -190,9 +202,14 @@ def _compiled(cell: Cell) -> _Candidate:
     plain = build.build_cell(dataclasses.replace(cell, case=without_activation(cell.case)))
     columns = {"digest": built.digest, "build_s": built.seconds, **built.resources}
     loaded = kernel.load(built.library)
+    columns["workspace_bytes"] = loaded.workspace_bytes(_sizes(cell.case))
     schedule = _set_schedule(loaded) if cell.backend == "cpu" else lambda order: None
     launcher = _launcher(loaded)
     return _Candidate(launcher, _launcher(kernel.load(plain.library)), launcher, columns, schedule)
+
+
+def _sizes(case: Case) -> kernel.Params:
+    return kernel.Params(batch=case.batch, dim=case.dim, seqlen=case.seqlen)
 
 
 def _launcher(loaded: kernel.Kernel) -> Launcher:
@@ -214,19 +231,20 @@ def _set_schedule(loaded: kernel.Kernel) -> Callable[[int], None]:
 
 
 def _baseline(cell: Cell) -> _Candidate:
+    entry = baselines.get(cell.variant)
+
     def checked(case: Case) -> Launcher:
         def fill(inputs: Inputs, outputs: Outputs) -> None:
-            for name, found in reference.torch_outputs(case, inputs).items():
+            for name, found in entry.start(case, inputs)().items():
                 outputs[name].copy_(found)
 
         return lambda inputs, outputs: _discard(functools.partial(fill, inputs, outputs))
 
     def timed(inputs: Inputs, outputs: Outputs) -> Launch:
-        if cell.case.op == "bwd":
-            return _discard(reference.torch_backward(cell.case, inputs))
-        return _discard(lambda: reference.torch_outputs(cell.case, inputs))
+        return Call(entry.start(cell.case, inputs))
 
-    return _Candidate(checked(cell.case), checked(without_activation(cell.case)), timed, {})
+    plain = checked(without_activation(cell.case)) if entry.exact_probe else None
+    return _Candidate(checked(cell.case), plain, timed, {}, convolves=entry.convolves)
 
 
 def _discard(work: Callable[[], Any]) -> Launch:
@@ -276,15 +294,15 @@ def _their_errors(case: Case, inputs: Inputs, truths: Mapping[str, reference.Ora
 def _examine(case: Case, device: str, candidate: _Candidate) -> dict[str, Any]:
     """All checks of a cell: columns by name. Whether it is right, `_verdict` says."""
     problem = _problem(case, device)
-    inputs = _copy_of(case, problem.inputs)  # the kernel gets a copy: it may be one that writes its input
+    inputs = copy_inputs(case, problem.inputs)  # the kernel gets a copy: it may be one that writes its input
     out, clean = _run(case, candidate.launcher, inputs)
     return {
         **reference.all_errors(case, out, problem.truths),
         **problem.theirs,
-        "gaps_untouched": clean and _same_bits(problem.inputs.x_buffer, inputs.x_buffer),
+        "gaps_untouched": clean and recheck.all_same(recheck.inputs_same(problem.inputs, inputs)),
         "repeatable": _is_repeatable(case, candidate, inputs, out),
         "causality": _is_causal(case, candidate, inputs, out),
-        "integer_probe": _is_exact(case, candidate, problem),
+        "integer_probe": _is_exact(case, candidate.integer_launcher, problem) if candidate.integer_launcher else None,
         "nan_stays": _nan_stays(case, candidate, inputs),
     }
 
@@ -311,26 +329,12 @@ def _run(case: Case, launcher: Launcher, inputs: Inputs) -> tuple[Outputs, bool]
     timing.synchronize(inputs.x.device.type)
     results = {name: out.clone() for name, out in outputs.items()}
     for out in outputs.values():  # what belongs to the kernel is poisoned again; the rest must still be
-        out.view(_INT[out.element_size()]).fill_(-1)
+        bits(out).fill_(-1)
     return results, all(bool((buffer.view(torch.uint8) == 0xFF).all()) for buffer in buffers.values())
 
 
-_INT = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _copy_of(case: Case, inputs: Inputs) -> Inputs:
-    """The same inputs in a buffer of their own, with the same strides and alignment."""
-    x, buffer = reference.empty_view(case, inputs.x.device.type, inputs.x.dtype)
-    x.copy_(inputs.x)
-    more = dict(inputs.more)
-    if "dout" in more:
-        beside = reference.beside(case)
-        more["dout"] = reference.empty_view(beside, inputs.x.device.type, inputs.x.dtype)[0].copy_(more["dout"])
-    return dataclasses.replace(inputs, x=x, x_buffer=buffer, more=more)
-
-
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool(torch.equal(a.view(_INT[a.element_size()]), b.view(_INT[b.element_size()])))
+    return bool(torch.equal(bits(a), bits(b)))
 
 
 def _is_repeatable(case: Case, candidate: _Candidate, inputs: Inputs, out: Outputs) -> bool:
@@ -351,7 +355,7 @@ def _is_causal(case: Case, candidate: _Candidate, inputs: Inputs, out: Outputs) 
     name = "dx" if backward else "out"
     for start in sorted({1, case.seqlen // 2, case.seqlen - 1} & set(range(1, case.seqlen))):
         before, after = (slice(None), slice(None), slice(0, start)), (slice(None), slice(None), slice(start, None))
-        changed = _copy_of(case, inputs)
+        changed = copy_inputs(case, inputs)
         target, where = (changed.more["dout"], before) if backward else (changed.x, after)
         target[where] = -3 * target[where] - 1
         kept = after if backward else before
@@ -360,9 +364,9 @@ def _is_causal(case: Case, candidate: _Candidate, inputs: Inputs, out: Outputs) 
     return True
 
 
-def _is_exact(case: Case, candidate: _Candidate, problem: _Problem) -> bool:
+def _is_exact(case: Case, launcher: Launcher, problem: _Problem) -> bool:
     """Integers give the exact integers, but for sums that fp32 cannot hold (of gradients, over 500,000 steps)."""
-    found = _run(case, candidate.integer_launcher, _copy_of(case, problem.integers))[0]
+    found = _run(case, launcher, copy_inputs(case, problem.integers))[0]
     for name, truth in problem.integers_truths.items():
         held = truth.y.abs() < 2**24 - 31 * case.batch * case.seqlen if name in ("dweight", "dbias") else None
         same = found[name] == truth.y.to(found[name].dtype)
@@ -376,109 +380,17 @@ def _nan_stays(case: Case, candidate: _Candidate, inputs: Inputs) -> bool:
 
     In a plain forward that is the outputs t to t + width - 1 of that channel.
     """
-    changed = _copy_of(case, inputs)
+    changed = copy_inputs(case, inputs)
     for t in {0, case.seqlen // 2, case.seqlen - 1}:
         changed.x[:, case.dim // 2, t] = float("nan")
     found, truths = _run(case, candidate.launcher, changed)[0], oracle.truths(case, changed)
     return all(torch.equal(_nan_places(found[name]), _nan_places(truth.y)) for name, truth in truths.items())
 
 
+def _special_values(case: Case, device: str, candidate: _Candidate) -> dict[str, bool]:
+    return special.findings(case, device, lambda small, inputs: _run(small, candidate.launcher, inputs)[0])
+
+
 def _nan_places(t: torch.Tensor) -> torch.Tensor:
     """Where a NaN is; in dweight and dbias only in which channels, since 0 times NaN may be left out or not."""
     return t.isnan() if t.dim() == 3 else t.reshape(len(t), -1).isnan().any(1)
-
-
-# --- how fast it is -------------------------------------------------------------------------------
-
-
-def _time_group(first: Cell, ready: Mapping[str, Ready], policy: Policy | None) -> dict[str, Row]:
-    case, backend = first.case, backends.get(first.backend)
-    on_gpu = backend.torch_device != "cpu"
-    policy = policy or timing.POLICIES["gpu" if on_gpu else "cpu"]
-    sets = _input_sets(case, backend.torch_device)
-    members = {cell_id: [found.launcher(i, o) for i, o in sets] for cell_id, found in ready.items()}
-    stages = {cell_id: _stages(launches[0]) for cell_id, launches in members.items()}
-    if on_gpu:
-        members |= _ceilings(first, len(sets), backend.torch_device)
-    times = timing.measure(members, policy, backend.torch_device, cold=len(sets) > 1)
-    stage_times = {cell_id: timing.measure(s, policy, backend.torch_device) for cell_id, s in stages.items() if s}
-    state = timing.device_state(backend.torch_device)
-    return {
-        cell_id: found.row | _time_columns(case, cell_id, times, stage_times.get(cell_id)) | state
-        for cell_id, found in ready.items()
-    }
-
-
-def _input_sets(case: Case, device: str) -> list[tuple[Inputs, Outputs]]:
-    """Inputs and outputs to rotate over: on a GPU over three times its cache, so that every launch finds it cold."""
-    wanted = timing.cold_sets(case.bytes(), device)
-    inputs = reference.make_inputs(case, device)
-    return [(_copy_of(case, inputs), reference.make_outputs(case, inputs)[0]) for _ in range(wanted)]
-
-
-def _stages(launch: Launch) -> dict[str, list[Launch]]:
-    """The stages of a kernel as launches of their own; none for a single stage."""
-    if not isinstance(launch, kernel.Bound) or len(launch.kernel.stages) == 1:
-        return {}
-    return {name: [launch.stage(i)] for i, name in enumerate(launch.kernel.stages)}
-
-
-def ceiling_case(case: Case) -> Case:
-    """The case that the copy kernel is compiled for: as many bytes, lying side by side."""
-    steps = case.seqlen + (case.width - 1 if case.states or case.op == "update" else 0)
-    if case.op == "bwd":
-        steps = -(-3 * steps // 2)  # three tensors are moved, not two
-    plain = dataclasses.replace(case, op="fwd", states=False, seq_idx=False, seqlen=steps)
-    return dataclasses.replace(plain, layout="channel_first", view="contiguous", row_stride=0)
-
-
-def _ceilings(first: Cell, sets: int, device: str) -> dict[str, list[Launch]]:
-    """Copies of as many bytes, by the runtime and by our own kernel, and an empty launch."""
-    plain = ceiling_case(first.case)
-    inputs = reference.make_inputs(plain, device)
-    pairs = [(_copy_of(plain, inputs), reference.empty_view(plain, device, inputs.x.dtype)[0]) for _ in range(sets)]
-    own = {
-        name: kernel.load(build.build(variants.get(name), plain, {}, first.backend, first.arch).library)
-        for name in ("copy", "empty")
-    }
-    return {
-        "copy_kernel": [kernel.bind(own["copy"], i.x, i.weight, i.bias, o) for i, o in pairs],
-        "copy_runtime": [_discard(functools.partial(o.copy_, i.x)) for i, o in pairs],
-        "empty": [kernel.bind(own["empty"], i.x, i.weight, i.bias, o) for i, o in pairs],
-    }
-
-
-def _time_columns(
-    case: Case, cell_id: str, times: Mapping[str, timing.Timing], stages: Mapping[str, timing.Timing] | None
-) -> dict[str, Any]:
-    mine = times[cell_id]
-    seconds = mine.p50 * 1e-6
-    columns: dict[str, Any] = {
-        "time_us_p20": mine.p20,
-        "time_us_p50": mine.p50,
-        "time_us_p80": mine.p80,
-        "time_us_mean": mine.mean,
-        "time_std_pct": mine.std_pct,
-        "samples_us": list(mine.samples_us),
-        "launches_per_sample": mine.launches_per_sample,
-        "stop_reason": mine.stop_reason,
-        "timing_mode": mine.mode,
-        "cache_state": mine.cache_state,
-        "stage_us": {name: t.p50 for name, t in stages.items()} if stages else None,
-        "gbps": case.bytes() / seconds / 1e9,
-        "tflops": case.flops() / seconds / 1e12,
-    }
-    copies = {kind: times[f"copy_{kind}"].p50 for kind in ("kernel", "runtime") if f"copy_{kind}" in times}
-    flags = ["noisy"] if mine.std_pct > 5 else []
-    if copies:
-        kind = min(copies, key=lambda k: copies[k])
-        columns |= {
-            "copy_kind": kind,
-            "copy_time_us": copies[kind],
-            "copy_gbps": case.bytes() / copies[kind] / 1e3,
-            "pct_copy": 100 * copies[kind] / mine.p50,
-            "empty_time_us": times["empty"].p50,
-        }
-        flags += ["above_ceiling"] if mine.p50 * 1.03 < copies[kind] else []
-        flags += ["below_launch"] if mine.p50 < times["empty"].p50 else []
-    return columns | {"flags": flags}

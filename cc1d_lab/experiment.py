@@ -25,18 +25,19 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
+    ValidationInfo,
     create_model,
     field_validator,
     model_validator,
 )
 
 from . import backends as toolchains
-from . import paths, strict_yaml
+from . import paths, programs, strict_yaml
 from . import variants as registry
 from .case import CASE_FIELDS, Case
 from .cell import Cell
 from .errors import ConfigError, LimitError, nearest, one_of
-from .timing import POLICIES, Policy
+from .timing import CACHES, LAUNCHES, POLICIES, Policy
 
 MAX_CELLS = 20_000
 SMALLEST_SEQLEN = 128  # scaling down does not halve a seqlen below this
@@ -72,6 +73,15 @@ def _check_backend(name: str) -> str:
     return one_of("backend", name, ["auto", *toolchains.BACKENDS])
 
 
+def _check_toolchain(given: str) -> str:
+    toolchains.split_toolchain(given)
+    return given
+
+
+def _check_notebook(name: str) -> str:
+    return one_of("notebook", name, [path.stem for path in sorted(paths.notebooks_dir().glob("*.ipynb"))])
+
+
 def _names(*kinds: str) -> list[str]:
     return [v.name for v in registry.VARIANTS.values() if v.kind in kinds]
 
@@ -87,6 +97,14 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _as_truths(value: Any) -> Any:
+    return [value] if isinstance(value, bool) else value
+
+
+def _as_products(value: Any) -> Any:
+    return [value] if isinstance(value, Mapping) else value
+
+
 def _as_policy(value: Any) -> Any:
     return {"policy": value} if isinstance(value, str) else value
 
@@ -99,8 +117,9 @@ def _case_value(name: str) -> Any:
     """The type of one Case field, with Case's own check of it."""
 
     def check(value: Any) -> Any:
-        # dim is 1, so that a row_stride passes; it is compared with the true dim when the whole case is known.
-        Case(**({"dim": 1} | {name: value}))
+        # What a value is held against passes here; it is compared with the true one when the whole case is known.
+        against: dict[str, dict[str, Any]] = {"row_stride": {"dim": 1}, "state_len": {"op": "update", "width": 1}}
+        Case(**(against.get(name, {}) | {name: value}))
         return value
 
     return Annotated[_CASE_TYPES[name], AfterValidator(check)]
@@ -120,6 +139,10 @@ Axes = _fields_model("Axes", _axis)
 VariantName = Annotated[str, AfterValidator(_check_variant)]
 BaselineName = Annotated[str, AfterValidator(_check_baseline)]
 BackendName = Annotated[str, AfterValidator(_check_backend)]
+BackendKey = Annotated[str, AfterValidator(lambda name: one_of("backend", name, toolchains.BACKENDS))]
+Toolchain = Annotated[str, AfterValidator(_check_toolchain)]
+ProgramName = Annotated[str, AfterValidator(programs.canonical)]
+NotebookName = Annotated[str, AfterValidator(_check_notebook)]
 _LIST = (BeforeValidator(_as_list), AfterValidator(_no_repeats))  # a single name stands for a list of one
 _FILLED = Field(min_length=1)
 
@@ -135,11 +158,14 @@ class Timing(BaseModel):
     max_samples: Annotated[int | None, Field(ge=1)] = None
     rel_err: Annotated[float | None, Field(ge=0)] = None
     budget_s: Annotated[float | None, Field(gt=0)] = None
+    cache: str | None = None
+    launch: str | None = None
 
-    @field_validator("policy")
+    @field_validator("policy", "cache", "launch")
     @classmethod
-    def _known(cls, name: str) -> str:
-        return one_of("policy", name, POLICIES)
+    def _known(cls, name: str, field: ValidationInfo) -> str:
+        allowed = {"policy": POLICIES, "cache": CACHES, "launch": LAUNCHES}
+        return one_of(str(field.field_name), name, allowed[str(field.field_name)])
 
     def resolve(self, default: str) -> Policy:
         """The policy meant; `default` is the name to start from when none is given."""
@@ -172,11 +198,15 @@ class Experiment(BaseModel):
     baselines: Annotated[list[BaselineName], *_LIST] = []
     backends: Annotated[list[BackendName], *_LIST, _FILLED] = ["auto"]
     base: PartialCase = PartialCase()  # type: ignore[valid-type]
-    axes: Axes = Axes()  # type: ignore[valid-type]
+    axes: Annotated[list[Axes], BeforeValidator(_as_products)] = []  # type: ignore[valid-type]
     cases: list[PartialCase] = []  # type: ignore[valid-type]
     tunables: dict[str, dict[str, list[int]]] = {}
+    toolchains: dict[BackendKey, Annotated[list[Toolchain], *_LIST, _FILLED]] = {}
+    programs: Annotated[list[ProgramName], *_LIST] = []
+    verify: Annotated[list[bool], BeforeValidator(_as_truths), AfterValidator(_no_repeats), _FILLED] = [False]
     timing: Annotated[Timing, BeforeValidator(_as_policy)] = Timing()
     cpu: CpuLimits = CpuLimits()
+    notebooks: Annotated[list[NotebookName], *_LIST] = []
     _path: Path | None = PrivateAttr(None)
 
     @property
@@ -189,14 +219,26 @@ class Experiment(BaseModel):
 
         Combinations that a variant cannot do stay in: their rows say why. ConfigError for an unknown backend.
         """
+        if self.programs:
+            return list({cell.cell_id: cell for cell in self._program_cells(backend)}.values())
         found = (
-            Cell(variant.name, where, case, knobs)
+            Cell(variant.name, where, case, knobs, toolchain=toolchain)
             for where in self._backends(backend)
+            for toolchain in self.toolchains.get(where, [""])
             for case in self._cases_on(where)
             for variant in self._variants(case.op)
             for knobs in self._knobs(variant.name)
+            if variant.source or not toolchain
         )
         return list({cell.cell_id: cell for cell in found}.values())
+
+    def _program_cells(self, backend: str | None) -> Iterator[Cell]:
+        for where in self._backends(backend):
+            for case in self._cases_on(where):
+                for program, verify in itertools.product(self.programs, self.verify):
+                    variant, layout = programs.kernel_of(program)
+                    placed = dataclasses.replace(case, layout=layout)
+                    yield Cell(variant, where, placed, program=program, verify=verify)
 
     def policy(self, backend: str) -> Policy:
         """How launches are timed on `backend`."""
@@ -208,9 +250,9 @@ class Experiment(BaseModel):
 
     def _ops(self) -> Counter[str]:
         """How many cases each op has, counted without making them."""
-        base, axes = _given(self.base), _given(self.axes)
+        base = _given(self.base)
         found: Counter[str] = Counter(_given(case).get("op", base.get("op", "fwd")) for case in self.cases)
-        if axes or not self.cases:
+        for _, axes in self._products():
             each = math.prod(len(values) for name, values in axes.items() if name != "op")
             for op in axes.get("op", [base.get("op", "fwd")]):
                 found[op] += each
@@ -226,19 +268,18 @@ class Experiment(BaseModel):
             yield scale_down(case, self.cpu) if backend == "cpu" else case
 
     def _all_cases(self) -> Iterator[Case]:
-        """The product of the axes, then the explicit cases, all over `base`. ConfigError says which is invalid."""
+        """The products of the axes, then the explicit cases, all over `base`. ConfigError says which is invalid."""
         base = _given(self.base)
-        for values in self._product():
-            yield _make_case(("axes",), base | values)
+        for i, axes in self._products():
+            for values in itertools.product(*axes.values()):
+                yield _make_case(("axes", i), base | dict(zip(axes, values, strict=True)))
         for i, case in enumerate(self.cases):
             yield _make_case(("cases", i), base | _given(case))
 
-    def _product(self) -> Iterator[dict[str, Any]]:
-        axes = _given(self.axes)
-        if not axes and self.cases:
-            return
-        for values in itertools.product(*axes.values()):
-            yield dict(zip(axes, values, strict=True))
+    def _products(self) -> list[tuple[int, dict[str, Any]]]:
+        """The axes of each product, with its number; with neither axes nor cases, `base` is the only case."""
+        found = [(i, given) for i, axes in enumerate(self.axes) if (given := _given(axes))]
+        return found or ([] if self.cases else [(0, {})])
 
     def _knobs(self, variant: str) -> Iterator[dict[str, int]]:
         axes = self.tunables.get(variant, {})
@@ -246,14 +287,16 @@ class Experiment(BaseModel):
             yield dict(zip(axes, values, strict=True))
 
     def count(self) -> int:
-        """Number of cells on one backend, counted without building them."""
-        return sum(n * self._count_of(op) for op, n in self._ops().items())
+        """Number of cells on one backend, the one with most toolchains, counted without building them."""
+        programs, each = len(self.programs) * len(self.verify), max(map(len, self.toolchains.values()), default=1)
+        return sum(n * (programs or each * self._count_of(op)) for op, n in self._ops().items())
 
     def _count_of(self, op: str) -> int:
         return sum(math.prod(map(len, self.tunables.get(v.name, {}).values())) for v in self._variants(op))
 
     @model_validator(mode="after")
     def _check_all(self) -> Experiment:
+        self._check_programs()
         for variant, knobs in self.tunables.items():
             self._check_tunables(variant, knobs)
         total = self.count() * len(self.backends)
@@ -264,6 +307,22 @@ class Experiment(BaseModel):
         for _ in self._all_cases():
             pass
         return self
+
+    def _check_programs(self) -> None:
+        """`programs` names the kernels and their layout itself, and `verify` is theirs alone."""
+        refused = ("variants", "baselines", "tunables", "toolchains") if self.programs else ("verify",)
+        for key in refused:
+            if key in self.model_fields_set:
+                why = (
+                    "a program has kernels of its own" if self.programs else "it is for `programs`, and there are none"
+                )
+                raise _LocatedError((key,), f"{why}; remove {key}")
+        sections: list[tuple[strict_yaml.Location, BaseModel]] = [(("base",), self.base)]
+        sections += [(("axes", i), axes) for i, axes in enumerate(self.axes)]
+        sections += [(("cases", i), case) for i, case in enumerate(self.cases)]
+        for location, section in sections if self.programs else []:
+            if "layout" in _given(section):
+                raise _LocatedError((*location, "layout"), "a program has a layout of its own; remove layout")
 
     def _check_tunables(self, variant: str, knobs: Mapping[str, list[int]]) -> None:
         try:
@@ -371,15 +430,21 @@ _PLAIN_WORDS = {
 def _translate(document: strict_yaml.Document, failure: ValidationError) -> ConfigError | LimitError:
     """The first error in words of the file: file:line:column: key: value problem, remedy."""
     error = failure.errors(include_url=False)[0]
-    location = tuple(error["loc"])
+    location = _as_written(document, tuple(error["loc"]))
     if error["type"] == "extra_forbidden":
         return ConfigError(f"{document.at(location, key=True)}: {_unknown_key(location)}")
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, _LocatedError):
-        location += cause.location
+        location = _as_written(document, (*location, *cause.location))
     kind = LimitError if isinstance(cause, LimitError) else ConfigError
     message = str(cause) if isinstance(cause, ConfigError | LimitError) else _plain_words(dict(error))
     return kind(f"{document.at(location)}: {_with_key(location, message)}")
+
+
+def _as_written(document: strict_yaml.Document, location: strict_yaml.Location) -> strict_yaml.Location:
+    """`axes` may be written as a single mapping, which an Experiment holds as a list of one."""
+    single = location[:2] == ("axes", 0) and isinstance(document.data.get("axes"), Mapping)
+    return ("axes", *location[2:]) if single else location
 
 
 def _plain_words(error: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +84,17 @@ def _measure(experiment: str | Path, backend: str | None) -> pd.DataFrame:
 
 def about(rows: pd.DataFrame) -> HTML:
     """What the rows are, in words: how many cells, how they ended, on what device."""
-    level, sentences = tables.verdict(rows)
-    return _html(f'<div class="verdict {level}">' + "".join(f"<p>{_escape(s)}</p>" for s in sentences) + "</div>")
+    level, found = tables.verdict(rows)
+    return _html(f'<div class="verdict {level}">{_paragraphs(found)}</div>')
+
+
+def sentences(lines: Iterable[str]) -> HTML:
+    """Lines of text as paragraphs, escaped."""
+    return _html(_paragraphs(lines))
+
+
+def _paragraphs(lines: Iterable[str]) -> str:
+    return "".join(f"<p>{_escape(line)}</p>" for line in lines)
 
 
 def show(figure: Figure, dpi: int = 144) -> None:

@@ -35,7 +35,8 @@ def truths(case: Case, inputs: Inputs) -> dict[str, Oracle]:
         return _gradients(case, inputs, seen)
     found = {"out": _outputs(case, seen)}
     if case.op == "update":
-        found["conv_state"] = _exact(case, seen.steps[:, :, case.seqlen :])
+        both = torch.cat([inputs.more["conv_state"].double(), inputs.x.double()], dim=2)
+        found["conv_state"] = _exact(case, both[:, :, case.seqlen :])
     elif case.states:
         found["final_states"] = _exact(case, _last_steps(case, inputs, seen))
     return found
@@ -56,6 +57,7 @@ def _look(case: Case, inputs: Inputs) -> _Seen:
     x, weight, more = inputs.x.double(), inputs.weight.double(), inputs.more
     before = more.get("conv_state" if case.op == "update" else "initial_states")
     before = x.new_zeros(case.batch, case.dim, case.width - 1) if before is None else before.double()
+    before = before[:, :, before.shape[2] - (case.width - 1) :]
     steps = torch.cat([before, x], dim=2)
     sequence = _sequence(case, inputs)
     masks = [(sequence[:, w : w + case.seqlen] == sequence[:, case.width - 1 :])[:, None] for w in range(case.width)]

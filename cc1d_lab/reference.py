@@ -87,7 +87,7 @@ def make_inputs(case: Case, device: str = "cpu", kind: str = "normal") -> Inputs
 
 def _more_inputs(case: Case, device: str, integers: bool) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(case.seed + 1)
-    whole, states = (case.batch, case.dim, case.seqlen), (case.batch, case.dim, case.width - 1)
+    whole, states = (case.batch, case.dim, case.seqlen), (case.batch, case.dim, case.state_steps)
 
     def values(shape: tuple[int, ...]) -> torch.Tensor:
         # Of a gradient -1, 0 or 1: sums of products with x stay exact.
@@ -118,7 +118,7 @@ def _packed(case: Case, g: torch.Generator) -> torch.Tensor:
 def make_outputs(case: Case, inputs: Inputs) -> tuple[Outputs, dict[str, torch.Tensor]]:
     """What the op writes, and the buffer that each output lies in. Poisoned, but for the state that is moved on."""
     device, dtype, weight_dtype = inputs.x.device.type, inputs.x.dtype, inputs.weight.dtype
-    states = (case.batch, case.dim, case.width - 1)
+    states = (case.batch, case.dim, case.state_steps)
     made: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     if case.op == "bwd":
         made["dx"] = empty_view(beside(case), device, dtype)
@@ -152,18 +152,21 @@ def torch_outputs(case: Case, inputs: Inputs) -> Outputs:
         return {"out": torch_conv1d(case, inputs)}
     steps = torch.cat([inputs.more["conv_state"], inputs.x], dim=2)
     bias = None if inputs.bias is None else inputs.bias.to(inputs.x.dtype)
-    y = F.conv1d(steps, inputs.weight.to(inputs.x.dtype).unsqueeze(1), bias, groups=case.dim)
+    seen = steps[:, :, case.state_steps - (case.width - 1) :]
+    y = F.conv1d(seen, inputs.weight.to(inputs.x.dtype).unsqueeze(1), bias, groups=case.dim)
     return {"out": F.silu(y) if case.activation == "silu" else y, "conv_state": steps[:, :, case.seqlen :]}
 
 
-def torch_backward(case: Case, inputs: Inputs) -> Callable[[], Outputs]:
-    """Runs the forward, and returns what runs the backward alone."""
+def torch_backward(
+    case: Case, inputs: Inputs, forward: Callable[[Case, Inputs], torch.Tensor] | None = None
+) -> Callable[[], Outputs]:
+    """Runs the forward (F.conv1d by default), and returns what runs the backward alone."""
     names = ["dx", "dweight", *(["dbias"] if case.bias else [])]
     given = (inputs.x, inputs.weight, inputs.bias)
     leaves = [t.detach().requires_grad_() for t in given if t is not None]
     with torch.enable_grad():
         bias = leaves[2] if case.bias else None
-        out = torch_conv1d(case, Inputs(leaves[0], leaves[1], bias, inputs.x_buffer))
+        out = (forward or torch_conv1d)(case, Inputs(leaves[0], leaves[1], bias, inputs.x_buffer))
 
     def run() -> Outputs:
         return dict(zip(names, torch.autograd.grad(out, leaves, inputs.more["dout"], retain_graph=True), strict=True))

@@ -23,15 +23,18 @@ STATUSES = ("ok", "wrong", "unsupported", "build_failed", "launch_failed", "cras
 COLUMNS: dict[str, str] = {
     "schema_version": "version of this table of columns",
     "run_id": "the run that measured the row",
-    "cell_id": "digest of experiment cell: variant, backend, case, tunables",
+    "cell_id": "digest of experiment cell: variant, backend, case, tunables, toolchain",
     "experiment": "name of the experiment",
     "variant": "the algorithm",
-    "kind": "kernel, baseline or helper",
+    "kind": "kernel, baseline or helper; pipeline for a whole program",
+    "program": "the program of the pipeline study: naive, or the proposals that it follows; null for a kernel alone",
+    "verified": "whether that program computes on the host too, and compares",
     "backend": "amd, nvidia or cpu (emulation)",
     "arch": "gfx942, sm_90, ...; wave32 or wave64 on cpu",
     "device": "name of the device; the processor on cpu",
     **dict.fromkeys(CASE_FIELDS, "see Case"),
     "tunables": "compile-time knobs, by name",
+    "toolchain": "compiler and flags, where they are not those of the backend",
     "caveat": "what a user who swaps the variant in should know",
     "status": "ok, wrong, unsupported, build_failed, launch_failed, crashed or timeout",
     "reason": "why the status is not ok",
@@ -50,6 +53,7 @@ COLUMNS: dict[str, str] = {
     "gaps_untouched": "memory around and between the outputs was not written, inputs were not changed",
     "repeatable": "a second run gives the same bits; on cpu in reverse order of threads and blocks",
     "nan_stays": "a NaN reaches the width outputs of its own channel and no other (gradients: what they are made of)",
+    "special_values": "by kind (subnormal, large, inf): whether x of that kind gives what the oracle says",
     "field_tolerance": "whether the published tolerance of the field would have passed this output",
     "torch_max_abs_err": "max_abs_err of F.conv1d in the same dtype",
     "torch_max_rel_err": "max_rel_err of F.conv1d",
@@ -59,7 +63,7 @@ COLUMNS: dict[str, str] = {
     "torch_share_rounded": "share_rounded of F.conv1d",
     "torch_n_bad": "n_bad of F.conv1d",
     "timing_mode": "stream (launches in a stream), graph (graph replay) or wall (cpu)",
-    "cache_state": "cold (rotating buffers beyond the cache) or warm",
+    "cache_state": "cold (rotating buffers beyond the cache) or warm (one set of buffers, or cpu)",
     "time_us_p20": "20th percentile of the samples, microseconds a launch",
     "time_us_p50": "median of the samples",
     "time_us_p80": "80th percentile of the samples",
@@ -68,18 +72,24 @@ COLUMNS: dict[str, str] = {
     "samples_us": "the raw samples, in the order taken",
     "launches_per_sample": "launches behind one sample",
     "stop_reason": "why sampling stopped: precise, budget or count",
-    "stage_us": "median time of each device stage alone, by name; null for one stage",
+    "timed_result": "after timing: the launches that were timed, on fresh inputs and poisoned outputs, do the work",
+    "stage_us": "median time of each device stage alone, by name, null for one; of a program in the run nearest p50",
     "bytes": "fewest bytes the case must move",
     "flops": "useful floating-point operations",
     "executed_flops": "floating-point operations issued, where the algorithm does more than the useful ones",
+    "workspace_bytes": "device memory that the stages of a kernel keep between them",
+    "im2col_bytes": "of it, the matrix that im2col writes and the product reads; null for a variant without one",
     "gbps": "bytes / time_us_p50, GB/s (1e9)",
     "tflops": "flops / time_us_p50, TFLOP/s",
     "copy_time_us": "median time of the faster copy of the same bytes, in the same group",
     "copy_kind": "which copy that was: runtime or kernel",
     "copy_gbps": "what that copy reached, GB/s",
     "pct_copy": "copy_time_us / time_us_p50, %",
+    "noise_pct": "A/A: difference of two medians of the same copy kernel in the same group, %",
+    "copy_pct_of_best": "copy_gbps in % of the most that a device of this name reached before at this size, here",
     "empty_time_us": "median time of an empty launch, in the same group",
-    "flags": "what makes the time doubtful: above_ceiling, below_launch, noisy",
+    "flags": "what makes the time doubtful: noisy, above_ceiling, below_launch (faster than copy, than nothing), "
+    "throttled, slow_device, inputs_changed (by some member of the group), not_the_work (of a baseline: timed_result)",
     "build_s": "seconds the compiler took (0 when cached)",
     "digest": "digest of the build",
     "vgprs": "vector registers (registers on nvidia)",
@@ -87,8 +97,10 @@ COLUMNS: dict[str, str] = {
     "lds_bytes": "static shared memory of a block, bytes",
     "spills": "registers spilled",
     "code_bytes": "size of the machine code",
-    "clock_mhz": "device clock at the end of the group",
-    "temperature_c": "device temperature at the end of the group",
+    "clock_mhz": "lowest clock of the device seen under load while the group was timed",
+    "memory_clock_mhz": "the same of its memory",
+    "temperature_c": "highest temperature seen",
+    "throttle": "what held the clocks down meanwhile, by the driver's names; null where it does not tell",
     "time_unix": "when the row was made, seconds since 1970",
 }
 
@@ -106,6 +118,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def believable(row: Row) -> bool:
+    """Whether a row has a time that something may be chosen for: not faster than a copy, nor than an empty launch."""
+    impossible = {"above_ceiling", "below_launch"} & set(row["flags"] or ())
+    return row["status"] == "ok" and bool(row["time_us_p50"]) and not impossible
 
 
 def append(path: Path, row: Row) -> None:

@@ -24,7 +24,7 @@ SEVERITY = ("crashed", "timeout", "wrong", "launch_failed", "build_failed", "uns
 _PLACE = ("backend", "arch", "device")
 _CASE_KEYS = (
     *("op", "batch", "dim", "seqlen", "width", "dtype", "weight_dtype", "layout", "bias", "activation"),
-    *("states", "seq_idx", "view", "row_stride", "seed", "label"),
+    *("state_len", "states", "seq_idx", "view", "row_stride", "seed", "label"),
 )
 
 
@@ -58,6 +58,11 @@ def kernels(df: pd.DataFrame) -> pd.DataFrame:
     """The rows of our kernels: neither baselines nor helpers."""
     kind = df["kind"].where(df["kind"].notna(), df["variant"].map(_kind))
     return df[kind == "kernel"]
+
+
+def ours(df: pd.DataFrame) -> pd.DataFrame:
+    """The rows of our kernels, and of whole programs of the pipeline study."""
+    return df[df["program"].notna() | df.index.isin(kernels(df).index)]
 
 
 def _kind(variant: Any) -> str:
@@ -102,7 +107,11 @@ def configuration(row: Any) -> str:
 
 
 def knobs(row: Any) -> str:
-    """The tunables of a row that differ from the registry's defaults, as `block=128 vectors=2`."""
+    """The tunables of a row that differ from the registry's defaults, and its toolchain, as `block=128 clang++ -O1`."""
+    return " ".join(p for p in (_tunables(row), text(row.get("toolchain"))) if p)
+
+
+def _tunables(row: Any) -> str:
     given = row["tunables"]
     if not isinstance(given, dict):
         return text(given)
@@ -248,7 +257,7 @@ def wrong(df: pd.DataFrame) -> pd.DataFrame:
     return _frame(records, (*columns, "probes_failed", "reason"))
 
 
-PROBES = ("integer_probe", "causality", "gaps_untouched", "repeatable")
+PROBES = ("integer_probe", "causality", "gaps_untouched", "repeatable", "timed_result")
 
 
 def checks(df: pd.DataFrame) -> pd.DataFrame:
@@ -364,6 +373,30 @@ def _speedup_record(row: Any, torch_us: float | None) -> dict[str, Any]:
     }
 
 
+def ratios(df: pd.DataFrame) -> pd.DataFrame:
+    """Every kernel against the copy and each baseline of its group, a line per ok row on a GPU; never for `cpu`.
+
+    `pct_copy`, % of the copy's speed; then a column per baseline that the rows have: its median time over ours.
+    `noise_pct`: what two equal members of the group differed by; a ratio closer to 1 than that says nothing.
+    """
+    timed = ok(df[(df["backend"] != "cpu") & df["time_us_p50"].notna()])
+    names = order(timed["variant"][timed["kind"] == "baseline"])
+    records = []
+    for _, part in by_case(timed):
+        theirs = {name: _median(part[part["variant"] == name]["time_us_p50"]) for name in names}
+        for _, row in kernels(part).sort_values("time_us_p50").iterrows():
+            records.append(
+                {
+                    "configuration": configuration(row),
+                    "variant": " ".join(p for p in (text(row["variant"]), knobs(row)) if p),
+                    **{name: row[name] for name in ("time_us_p50", "pct_copy", "noise_pct")},
+                    **{name: us / row["time_us_p50"] if us else None for name, us in theirs.items()},
+                    "flags": ", ".join(flags(row)),
+                }
+            )
+    return _frame(records, ("configuration", "variant", "time_us_p50", "pct_copy", *names, "noise_pct", "flags"))
+
+
 def gradient_accuracy(df: pd.DataFrame) -> pd.DataFrame:
     """S3's accuracy table: per configuration, variant and gradient the largest difference from float64 and how many
     elements are outside the error bound, and outside the tolerance that S3 (fp32) or the field (16 bits) publishes.
@@ -399,7 +432,7 @@ def fastest(df: pd.DataFrame) -> pd.DataFrame:
     """Which kernel wins how many cases, a line per GPU, dtype and layout. Never for `cpu`.
 
     A case counts when at least two kernels are ok and not flagged; it is a tie when the 20-80 percentile ranges
-    of the first two overlap.
+    of the first two overlap, or they are nearer to each other than two equal members of the group were.
     """
     ranked = kernels(ok(df[df["backend"] != "cpu"]))
     ranked = ranked[ranked["time_us_p50"].notna()]
@@ -420,7 +453,9 @@ def _winner(case: pd.DataFrame) -> str:
         return ""
     first, second = best.iloc[0], best.iloc[1]
     apart = known(first["time_us_p80"]) and known(second["time_us_p20"])
-    return text(first["variant"]) if apart and first["time_us_p80"] < second["time_us_p20"] else "tie"
+    noise = first["noise_pct"] if known(first["noise_pct"]) else 0.0
+    ahead = second["time_us_p50"] > first["time_us_p50"] * (1 + noise / 100)
+    return text(first["variant"]) if ahead and apart and first["time_us_p80"] < second["time_us_p20"] else "tie"
 
 
 def _fastest_record(part: pd.DataFrame, winners: list[str]) -> dict[str, Any]:
@@ -441,12 +476,12 @@ def _fastest_record(part: pd.DataFrame, winners: list[str]) -> dict[str, Any]:
 
 def verdict(df: pd.DataFrame) -> tuple[str, list[str]]:
     """How the run went: `good`, `bad` or `empty`, and the sentences that say it, made from the rows alone."""
-    ours = kernels(df)
-    if ours.empty:
+    mine = ours(df)
+    if mine.empty:
         return "empty", ["No cell of a kernel was evaluated."]
-    counts = status_counts(ours)
+    counts = status_counts(mine)
     level = "good" if set(counts) <= {"ok", "unsupported"} and counts.get("ok") else "bad"
-    return level, [_counts_sentence(len(ours), counts, devices(ours)), *_wrong_sentence(ours), *_speed_sentences(ours)]
+    return level, [_counts_sentence(len(mine), counts, devices(mine)), *_wrong_sentence(mine), *_speed_sentences(mine)]
 
 
 def _counts_sentence(total: int, counts: dict[str, int], names: list[str]) -> str:

@@ -35,7 +35,8 @@ class Variant:
 
     `op`: fwd, bwd or update; `any` for helpers and baselines that serve all. `features`: what it can do beyond the
     plain call: `states`, `seq_idx`. `rank`: which one `auto` prefers among those that can do a call; 0 is never chosen.
-    `executed_flops(case)` counts what is really computed where that is far above `case.flops()`.
+    `executed_flops(case)` counts what is really computed where that is far above `case.flops()`, `im2col_bytes(case)`
+    the matrix that im2col puts into device memory.
     `caveat` is what a user who swaps the variant in should know; it stands in every row.
     """
 
@@ -53,17 +54,34 @@ class Variant:
     stages: tuple[str, ...] = ("conv",)
     tunables: Mapping[str, Tunable] = field(default_factory=dict)
     executed_flops: Callable[[Case], int] | None = None
+    im2col_bytes: Callable[[Case], int] | None = None
     caveat: str = ""
 
     @property
     def source(self) -> str | None:
-        """File name of the kernel below hip_kernels/, or None for a baseline of torch."""
+        """File name of the kernel below hip_kernels/, or None for a baseline."""
         return None if self.kind == "baseline" else f"{self.name}.hip"
 
 
 def _dense_gemm_flops(case: Case) -> int:
     rows, dim = _round16(case.seqlen) * case.batch, _round16(case.dim)
     return 2 * rows * dim * dim * case.width
+
+
+def _im2col_bytes(case: Case) -> int:
+    """The matrix of `width` shifted copies, its steps and channels in whole tiles."""
+    return case.batch * _round16(case.seqlen) * case.width * _round16(case.dim) * case.itemsize
+
+
+def _diagonal_blocks_flops(case: Case) -> int:
+    """Of the dense product, the blocks of 16 x 16 channels that are not all zero."""
+    return 2 * case.batch * _round16(case.seqlen) * _round16(case.dim) * 16 * case.width
+
+
+def _banded_flops(case: Case) -> int:
+    """A product of 16 x 16 x 16 with the segments of a tile of 256 outputs, one with those before; aligned rows."""
+    tiles = case.batch * case.dim * -(-case.seqlen // 256)
+    return tiles * (2 if case.width > 1 else 1) * 2 * 16**3
 
 
 def _round16(n: int) -> int:
@@ -111,7 +129,29 @@ _ENTRIES = (
         stages=("im2col", "expand_weight", "gemm", "bias"),
         tunables={"block": Tunable(256, (64, 128, 256))},
         executed_flops=_dense_gemm_flops,
+        im2col_bytes=_im2col_bytes,
         caveat="a NaN or Inf in one channel reaches every channel (0 * Inf in the dense weight)",
+    ),
+    Variant(
+        "fwd_im2col_fused_wmma",
+        "im2col in shared memory, products with the diagonal blocks of the dense weight, bias, activation: one kernel",
+        dtypes=HALF,
+        widths=(1, 8),
+        mixed_weight=False,
+        tunables={"block": Tunable(128, (128, 256)), "channels": Tunable(32, (16, 32))},
+        executed_flops=_diagonal_blocks_flops,
+        caveat="a NaN or Inf in one channel reaches the 16 channels of its block (0 * Inf in the dense weight)",
+    ),
+    Variant(
+        "fwd_toeplitz_wmma",
+        "a banded 16x16 matrix of a channel's taps times its sequence in segments of 16, on the matrix cores",
+        dtypes=HALF,
+        layouts=("channel_first",),
+        widths=(1, 8),
+        vectors_below=2**31,
+        mixed_weight=False,
+        tunables={"block": Tunable(128, (64, 128, 256)), "vectors": Tunable(4, (1, 2, 4, 8))},
+        executed_flops=_banded_flops,
     ),
     Variant(
         "fwd_register",
@@ -174,6 +214,34 @@ _ENTRIES = (
         tunables={"block": Tunable(128, (128,))},
     ),
     Variant(
+        "bwd_warp_walk",
+        "a warp walks its share of a channel from the end, both halos pass from lane to lane, sums stay in registers",
+        op="bwd",
+        rank=5,
+        layouts=("channel_first",),
+        widths=(1, 8),
+        vectors_below=2**31,
+        stages=("walk", "reduce"),
+        tunables={
+            "block": Tunable(128, (64, 128)),
+            "steps": Tunable(32, (16, 24, 32)),
+        },
+    ),
+    Variant(
+        "bwd_persistent",
+        "as many warps as fit walk equal runs of steps, a few channels a thread; windows and sums stay in registers",
+        op="bwd",
+        rank=5,
+        layouts=("channel_last",),
+        widths=(1, 8),
+        stages=("walk", "reduce"),
+        tunables={
+            "block": Tunable(64, (64, 128)),
+            "across": Tunable(32, (32, 64)),
+            "walkers": Tunable(1536, (512, 768, 1536, 3072)),
+        },
+    ),
+    Variant(
         "update_naive",
         "a thread per (batch, channel): the outputs of a few steps, then the state moved on in place",
         op="update",
@@ -184,12 +252,51 @@ _ENTRIES = (
         tunables={"block": Tunable(64, (64, 128, 256))},
     ),
     Variant(
+        "update_words",
+        "a few channels of one batch element a thread: its state moves as whole words",
+        op="update",
+        rank=5,
+        widths=(1, 8),
+        stages=("update",),
+        tunables={"block": Tunable(128, (64, 128, 256)), "channels": Tunable(4, (2, 4, 8))},
+    ),
+    Variant(
         "torch_conv1d",
         "F.conv1d with groups=dim, the slice and the activation: what PyTorch users run",
         kind="baseline",
         op="any",
         widths=(1, 4096),
     ),
+    Variant(
+        "torch_compile",
+        "torch.compile of shifted sums: what PyTorch's compiler makes of the definition",
+        kind="baseline",
+        widths=(1, 64),
+    ),
+    Variant(
+        "torch_copy",
+        "a copy of x by the runtime, in the layout of the case: no convolution at all",
+        kind="baseline",
+        widths=(1, 4096),
+    ),
+    Variant("triton_conv1d", "a plain Triton kernel per layout: a shifted load a tap", kind="baseline", widths=(1, 64)),
+    Variant(
+        "dao_causal_conv1d",
+        "Dao-AILab's package causal_conv1d",
+        kind="baseline",
+        op="any",
+        features=FEATURES,
+        widths=(2, 4),
+    ),
+    Variant(
+        "fla_causal_conv1d",
+        "flash-linear-attention's causal_conv1d",
+        kind="baseline",
+        op="any",
+        layouts=("channel_last",),
+        widths=(1, 64),
+    ),
+    Variant("aiter_causal_conv1d", "AITER's causal_conv1d", kind="baseline", widths=(2, 4)),
     Variant(
         "copy", "a vector a thread: the ceiling", kind="helper", op="any", tunables={"block": Tunable(256, _BLOCKS)}
     ),

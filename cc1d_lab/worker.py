@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -68,6 +68,10 @@ class Worker:
                     yield self._blame(cell, value)
                 else:
                     together = False  # it died while all were being timed: take them one by one
+
+    def renew(self) -> None:
+        """End the child process; what is evaluated next gets a fresh one."""
+        self._stop()
 
     def try_out(self, cell: Cell) -> Row:
         """The row of `evaluation.quick_check`, or one that says how the kernel ended the worker."""
@@ -160,7 +164,6 @@ def _serve(pipe: Connection, log: str, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     _settle_down(log)
-    from .evaluation import evaluate_each, quick_check
 
     def say(kind: str, value: Any) -> None:
         pipe.send_bytes(json.dumps([kind, value]).encode())
@@ -170,10 +173,19 @@ def _serve(pipe: Connection, log: str, environment: dict[str, str]) -> None:
             cells, policy, quick = pipe.recv()
         except EOFError:
             return
-        rows = map(quick_check, cells) if quick else None
-        for row in rows or evaluate_each(cells, policy, lambda cell_id, what: say("begin", cell_id)):
+        for row in _evaluator(cells, quick)(cells, policy, lambda cell_id, what: say("begin", cell_id)):
             say("row", row)
         say("end", None)
+
+
+def _evaluator(cells: list[Cell], quick: bool) -> Callable[..., Iterator[Row]]:
+    """What makes rows of a group: of kernels, in a quick check of them, or of the programs of the pipeline study."""
+    from . import evaluation
+    from .pipeline import evaluation as programs
+
+    if quick:
+        return lambda cells, policy, phase: map(evaluation.quick_check, cells)
+    return programs.evaluate_each if cells and cells[0].program else evaluation.evaluate_each
 
 
 def _settle_down(log: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ INVALID = {
     "unknown key": ("variant: all", "mine.yaml:1:1 'variant' 'variants'?"),
     "unknown key of a case": ("cases:\n  - {dims: 4}", "mine.yaml:2:6 'dims' 'dim'?"),
     "unknown key of an axis": ("axes: {seqlens: [4]}", "1:8 'seqlens' 'seqlen'?"),
+    "unknown key of a second product": (
+        "axes:\n  - {dim: [4]}\n  - {seqlens: [4]}",
+        "mine.yaml:3:6 'seqlens' 'seqlen'?",
+    ),
+    "a value of a second product": ("axes: [{dim: [4]}, {seqlen: [0]}]", "1:30 seqlen 0 at least 1"),
     "unknown key of base": ("base: {with: 4}", "1:8 'with' 'width'?"),
     "unknown key of timing": ("timing: {budget: 4}", "1:10 'budget' 'budget_s'?"),
     "unknown key of cpu": ("cpu: {max_output: 4}", "1:7 'max_output' 'max_outputs'?"),
@@ -33,6 +39,8 @@ INVALID = {
     "unknown dtype": ("axes: {dtype: [float32, bf16]}", "1:25 'bf16' 'bfloat16'?"),
     "unknown layout": ("base: {layout: channels_last}", "'channels_last' 'channel_last'?"),
     "unknown backend": ("backends: [rocm]", "1:12 'rocm' amd"),
+    "unknown cache state": ("timing: {cache: wram}", "cache 'wram' 'warm'?"),
+    "unknown way to launch": ("timing: {launch: grap}", "launch 'grap' 'graph'?"),
     "unknown policy": ("timing: s1", "'s1' 's0'?"),
     "unknown tunable": ("tunables: {fwd_naive: {blok: [64]}}", "1:30 'blok' 'block'?"),
     "tunable of an absent variant": (
@@ -52,6 +60,15 @@ INVALID = {
     "scalar as an axis": ("axes: {seqlen: 4}", "axes.seqlen 4 list"),
     "empty axis": ("axes: {seqlen: []}", "axes.seqlen empty"),
     "value twice in an axis": ("axes: {seqlen: [4, 4]}", "axes.seqlen 4 twice"),
+    "unknown program": ("programs: [naive, pol]", "1:19 'pol' 'pool'?"),
+    "a program of two that exclude each other": ("programs: streams+unified", "no copies to overlap"),
+    "variants beside programs": ("programs: naive\nvariants: all", "2:11 variants kernels of its own remove variants"),
+    "layout beside programs": (
+        "programs: naive\ncases: [{layout: channel_last}]",
+        "2:18 layout of its own remove layout",
+    ),
+    "verify without programs": ("verify: true", "1:9 verify `programs` none remove verify"),
+    "unknown notebook": ("notebooks: [50_pipelin]", "1:13 '50_pipelin' '50_pipeline'?"),
     "no variants": ("variants: []", "variants empty"),
     "nothing for a name": ("name:", "name None text"),
     "name with a path": ("name: ../x", "name '../x'"),
@@ -199,6 +216,8 @@ def test_timing_is_a_named_policy_with_fields_on_top(tmp_path: Path) -> None:
     assert _load(tmp_path, "name: x").policy("cpu") == POLICIES["cpu"]
     assert _load(tmp_path, "name: x").policy("nvidia") == POLICIES["gpu"]
     assert _load(tmp_path, "timing: s0").policy("cpu") == POLICIES["s0"]
+    warm = _load(tmp_path, "timing: {cache: warm, launch: stream}").policy("nvidia")
+    assert warm == dataclasses.replace(POLICIES["gpu"], cache="warm", launch="stream")
     loaded = _load(tmp_path, "timing: {policy: s0, warmup: 2, budget_s: 1.0e-3}").policy("nvidia")
     assert (loaded.warmup, loaded.min_samples, loaded.budget_s) == (2, 100, 0.001)
 
@@ -262,6 +281,15 @@ def test_quick_covers_what_it_promises() -> None:
     assert {c.view for c in cases} == {"contiguous", "channel_slice", "misaligned"}
     assert {c.bias for c in cases} == {True, False}
     assert {c.activation for c in cases} == {"none", "silu"}
+
+
+def test_several_products_are_taken_one_after_the_other(tmp_path: Path) -> None:
+    text = "axes:\n  - {label: [dim], dim: [4, 8]}\n  - {seqlen: [1, 2, 3], batch: [1, 2]}\nvariants: fwd_naive"
+    found = _load(tmp_path, text)
+    cases = [cell.case for cell in found.cells("cpu")]
+    assert [(c.label, c.dim) for c in cases[:2]] == [("dim", 4), ("dim", 8)]
+    assert [(c.seqlen, c.batch) for c in cases[2:]] == [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2), (3, 2)]
+    assert found.count() == len(cases)
 
 
 def test_shipped_experiments_are_listed_in_their_readme() -> None:

@@ -801,12 +801,13 @@ def test_explain_says_which_and_why_not_the_others() -> None:
 def test_a_measured_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC1D_TABLE", str(tmp_path / "table.json"))
     row = {"backend": "cpu", "arch": "wave32", "op": "fwd", "layout": "channel_first", "dtype": "float32", "width": 4}
-    row |= {"status": "ok", "kind": "kernel", "batch": 2, "dim": 12, "seqlen": 20}
+    row |= {"status": "ok", "kind": "kernel", "batch": 2, "dim": 12, "seqlen": 20, "flags": ["noisy"]}
     rows = [
         row | {"variant": "fwd_shared_memory", "tunables": {}, "time_us_p50": 9.0},
         row | {"variant": "fwd_naive", "tunables": {"block": 64}, "time_us_p50": 3.0},
         row | {"variant": "fwd_shared_memory", "tunables": {}, "time_us_p50": 1.0, "seqlen": 2000},
         row | {"variant": "fwd_naive", "tunables": {}, "time_us_p50": 0.1, "status": "wrong"},
+        row | {"variant": "fwd_shared_memory", "tunables": {}, "time_us_p50": 0.2, "flags": ["below_launch"]},
     ]
     assert choice.save_table(rows) == 2
     found = cc1d_lab.explain(X, W4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -64,6 +65,10 @@ def test_a_bad_kernel_that_is_named_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_bad_backward_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {"backend": "cpu", "arch": "wave32", "op": "bwd", "layout": "channel_first", "dtype": "float32", "width": 4}
+    entry |= {"variant": "bwd_two_stage", "tunables": {}, "outputs": 600, "time_us": 1.0}
+    (tmp_path / "table.json").write_text(json.dumps([entry]))
+    monkeypatch.setenv("CC1D_TABLE", str(tmp_path / "table.json"))
     bad_kernels(tmp_path, monkeypatch, "bwd_two_stage", ("batch < p.batch;", "batch < 1;"))
     mine, theirs = (X.clone().requires_grad_() for _ in range(2))
     weights = [WEIGHT.clone().requires_grad_() for _ in range(2)]

@@ -142,6 +142,41 @@ def test_fastest_needs_distance_and_an_opponent() -> None:
     assert tables.fastest(_race(("fwd_naive", 9, 10, 11))).empty
 
 
+def test_a_kernel_that_is_wrong_when_timed_is_named_as_such() -> None:
+    row = spoil(make_row("fwd_naive", "nvidia", Case()), "wrong") | {"causality": True, "timed_result": False}
+    rows = load_rows([row, make_row("fwd_naive", "nvidia", Case(seqlen=64), timed_result=True)])
+    assert tables.wrong(rows)["probes_failed"].tolist() == ["timed_result"]
+    assert tables.checks(rows)["timed_result"].tolist() == ["1/2"]
+
+
+def test_what_is_nearer_than_two_equal_members_is_a_tie() -> None:
+    pair = (("fwd_naive", 10.0, 10.1, 10.2), ("fwd_shared_memory", 9.8, 9.9, 9.95))
+    assert tables.fastest(_race(*pair, noise_pct=0.2))["wins"].tolist() == [1]
+    assert tables.fastest(_race(*pair, noise_pct=2.5))[["wins", "ties"]].to_numpy().tolist() == [[0, 1]]
+
+
+def test_ratios_are_to_the_baselines_of_the_same_case() -> None:
+    case, other = Case(seqlen=512), Case(seqlen=64)
+    rows = [
+        make_row("fwd_naive", "nvidia", case, time_us_p50=10.0, pct_copy=50.0, noise_pct=0.1, flags=["noisy"]),
+        make_row("fwd_shared_memory", "nvidia", case, time_us_p50=5.0, pct_copy=100.0, noise_pct=0.1),
+        make_row("torch_conv1d", "nvidia", case, time_us_p50=25.0),
+        make_row("triton_conv1d", "nvidia", other, time_us_p50=3.0),
+        make_row("fwd_naive", "nvidia", other, time_us_p50=2.0, pct_copy=80.0),
+        make_row("fwd_naive", "cpu", other),
+        spoil(make_row("fwd_register", "nvidia", case), "wrong"),
+    ]
+    table = tables.ratios(load_rows(rows))
+    assert table[["variant", "pct_copy", "flags"]].to_numpy().tolist() == [
+        ["fwd_naive", 80.0, ""],
+        ["fwd_shared_memory", 100.0, ""],
+        ["fwd_naive", 50.0, "noisy"],
+    ]
+    assert table["torch_conv1d"].fillna(0).tolist() == [0, 5.0, 2.5]
+    assert table["triton_conv1d"].fillna(0).tolist() == [1.5, 0, 0], "a baseline of another case is not compared with"
+    assert tables.ratios(CPU).empty
+
+
 def test_a_doubtful_or_wrong_row_wins_nothing() -> None:
     pair = (("fwd_naive", 9, 10, 11), ("fwd_shared_memory", 5, 6, 7))
     assert tables.fastest(_race(*pair, flags=["noisy"])).empty

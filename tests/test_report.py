@@ -127,6 +127,7 @@ def test_page_says_what_it_must(report: Path) -> None:
     text = report.read_text()
     for part in ("cells are ok", "CPU emulation", "made-up GPU", "made-up crashed", "[0, 3, 127]", "0123abc", "-O3"):
         assert part in text, part
+    assert "torch_conv1d takes (times)" in text, "the ratio to each baseline"
     for name in render.NOTEBOOKS:
         assert f'href="notebooks/{name}.html"' in text
         assert (report.parent / "notebooks" / f"{name}.ipynb").is_file()
@@ -261,7 +262,9 @@ def test_the_page_is_made_although_a_notebook_fails(tmp_path: Path, monkeypatch:
     planted(tmp_path / "notebooks" / "10_validate.ipynb", ["raise ValueError('<script>alert(1)</script>')"])
     monkeypatch.setattr(render, "notebooks_dir", lambda: tmp_path / "notebooks")
     monkeypatch.setattr(render, "NOTEBOOKS", ("10_validate", "missing"))
-    run = make_run(tmp_path / "run", [make_row("fwd_naive", "nvidia", Case())])
+    missing = {"status": "unsupported", "reason": "not importable: pip install causal-conv1d", "time_us_p50": None}
+    rows = [make_row("fwd_naive", "nvidia", Case()), make_row("dao_causal_conv1d", "nvidia", Case(), **missing)]
+    run = make_run(tmp_path / "run", rows)
     with pytest.raises(
         NotebookError, match=r"10_validate\.ipynb: cell 2: ValueError.*missing\.ipynb.*the page was made"
     ):
@@ -269,6 +272,7 @@ def test_the_page_is_made_although_a_notebook_fails(tmp_path: Path, monkeypatch:
     text = (run / "index.html").read_text()
     assert "Notebook 10_validate did not run to its end." in text
     assert "Notebook missing did not run to its end." in text
+    assert "not importable: pip install causal-conv1d" in text, "what was not compared with is told"
     assert live(run / "index.html").faults == []
     assert live(run / "notebooks" / "10_validate.html").faults == []
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from .. import backends, build, experiment, results, tables, variants
+from .. import backends, build, experiment, results, shares, tables, variants
 from ..errors import Cc1dError, StoreError, nearest
 from ..results import Row
 from . import output
@@ -220,7 +220,8 @@ def read_rows(run: Path) -> list[Row]:
 def title(row: Row) -> str:
     """The case of a row, the tunables that are not the defaults, and what a scaled-down shape stands for."""
     scaled = f"(for {row['scaled_from']})" if row["scaled_from"] else ""
-    return " ".join(p for p in (tables.configuration(row), tables.knobs(row), scaled) if p)
+    program = shares.name(row) if row.get("program") else ""
+    return " ".join(p for p in (tables.configuration(row), tables.knobs(row), scaled, program) if p)
 
 
 @click.command()

@@ -12,7 +12,7 @@ import click
 
 from .. import tables, variants
 from ..case import CASE_FIELDS
-from ..results import STATUSES, Row
+from ..results import STATUSES, Row, believable
 
 COLOURS = {"ok": "green", "wrong": "red", "unsupported": "bright_black"}  # all others: yellow
 # The first status that a row has decides.
@@ -99,7 +99,7 @@ def gains(rows: Sequence[Row]) -> Iterator[str]:
     """A line per case: the fastest kernel with its tunables, its time, and how far the default choice is behind."""
     cases: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        if row["status"] == "ok" and row["kind"] == "kernel":
+        if row["kind"] == "kernel" and believable(row):
             cases.setdefault(tuple(row[name] for name in CASE_FIELDS), []).append(row)
     for found in cases.values():
         best = min(found, key=lambda r: r["time_us_p50"])

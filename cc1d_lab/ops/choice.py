@@ -20,7 +20,7 @@ import torch
 from .. import backends, build, variants
 from ..case import Case
 from ..errors import ConfigError, DeviceError, DtypeError, LayoutError, LimitError, StoreError
-from ..results import Row
+from ..results import Row, believable
 from ..variants import Variant
 from .arguments import check_forward, is_silu
 
@@ -238,7 +238,7 @@ def save_table(rows: Iterable[Row], path: Path | None = None) -> int:
 
     best: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
-        if row["status"] != "ok" or row["kind"] != "kernel" or not row["time_us_p50"]:
+        if row["kind"] != "kernel" or not believable(row):
             continue
         outputs = row["batch"] * row["dim"] * row["seqlen"]
         entry = {k: row[k] for k in (*TABLE_KEY, "variant", "tunables")} | {

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import __version__, plots, tables
+from .. import __version__, plots, shares, tables
+from ..matrix_work import matrix_work
+from ..variants import VARIANTS
 from .files import write
 
 if TYPE_CHECKING:
@@ -108,6 +110,12 @@ _CHARTS: tuple[tuple[str, Callable[[pd.DataFrame], Any], str, str], ...] = (
     ),
     ("status", plots.status_matrix, "Every cell of the run: what ended how.", "status"),
     ("stages", plots.stages, "Pipelines of several kernels: where the device time goes.", "stage_us"),
+    (
+        "pipeline",
+        plots.pipeline,
+        "From host to host: the time of each stage of S2's program, as it stands and with its proposals.",
+        "program",
+    ),
 )
 
 
@@ -118,8 +126,9 @@ def draw(rows: pd.DataFrame, folder: Path) -> list[Picture]:
     for number, (_, part) in enumerate(places):
         suffix = f"-{number}" if len(places) > 1 else ""
         for name, chart, caption, needed in _CHARTS:
-            if part[needed].notna().any():
-                pictures.append(_picture(part, chart, caption, folder / f"{name}{suffix}"))
+            drawn = part if needed == "program" else part[part["program"].isna()]
+            if drawn[needed].notna().any():
+                pictures.append(_picture(drawn, chart, caption, folder / f"{name}{suffix}"))
     return pictures
 
 
@@ -165,6 +174,33 @@ _SPEEDUP = (
     Column("speedup", "speed-up", tables.number, "n"),
     Column("std_pct", "std dev (%)", tables.number, "n"),
     Column("correct", "correct"),
+)
+_RATIOS = (
+    Column("configuration", "configuration"),
+    Column("variant", "variant", css="name"),
+    Column("time_us_p50", "time (µs)", tables.number, "n"),
+    Column("pct_copy", "% of copy", _percent, "n"),
+    Column("noise_pct", "A/A (%)", tables.number, "n"),
+    Column("flags", "doubtful"),
+)
+_MATRIX = (
+    Column("configuration", "configuration"),
+    Column("variant", "variant", css="name"),
+    Column("time_us", "time (µs)", tables.number, "n"),
+    Column("useful_gflop", "useful GFLOP", tables.number, "n"),
+    Column("issued_gflop", "issued GFLOP", tables.number, "n"),
+    Column("issued_per_useful", "issued / useful", tables.number, "n"),
+    Column("im2col_mb", "im2col (MB)", tables.number, "n"),
+    Column("workspace_mb", "workspace (MB)", tables.number, "n"),
+    Column("moved_mb", "must move (MB)", tables.number, "n"),
+)
+_PROGRAMS = (
+    Column("configuration", "case"),
+    Column("program", "program", css="name"),
+    Column("time_ms", "median time (ms)", tables.number, "n"),
+    Column("times_faster", "times faster than naive", tables.number, "n"),
+    Column("clearly", "clearly"),
+    Column("status", "status"),
 )
 _REASONS = (
     Column("status", "status", lambda v: tables.text(v).replace("_", " ")),
@@ -222,11 +258,27 @@ def _summaries(rows: pd.DataFrame) -> list[dict[str, Any]]:
         {
             "device": tables.device_name(part.iloc[0]),
             "emulated": tables.emulated(part),
-            "summary": _table(tables.summary(part), _summary_columns(part)),
+            "summary": _summary(part),
             "speedup": _table(tables.speedup_table(part), _speedup_columns(part)),
+            "ratios": _ratios(part),
+            "matrix": _table(matrix_work(part), _MATRIX),
         }
         for _, part in parts
     ]
+
+
+def _ratios(part: pd.DataFrame) -> dict[str, Any]:
+    """Each kernel against the copy and each baseline that was timed."""
+    frame = tables.ratios(part)
+    names = [name for name in frame.columns if name in VARIANTS]
+    columns = [Column(name, f"{name} takes (times)", tables.number, "n") for name in names]
+    return _table(frame, [*_RATIOS[:4], *columns, *_RATIOS[4:]])
+
+
+def _summary(part: pd.DataFrame) -> dict[str, Any]:
+    if part["program"].notna().all():
+        return _table(shares.gains(part), _PROGRAMS)
+    return _table(tables.summary(part), _summary_columns(part))
 
 
 def _summary_columns(part: pd.DataFrame) -> list[Column]:
@@ -266,9 +318,10 @@ def _context(run: Path, rows: pd.DataFrame, info: Info, pictures: list[Picture],
         "baseline": tables.baseline_sentence(rows),
         "outcomes": outcomes,
         "devices": _summaries(rows),
+        "programs": bool(len(rows)) and bool(rows["program"].notna().all()),
         "pictures": pictures,
         "wrong": _table(tables.wrong(rows), _WRONG),
-        "reasons": _table(tables.reasons(tables.kernels(rows)), _REASONS, link="log"),
+        "reasons": _table(tables.reasons(rows), _REASONS, link="log"),
         "caveats": _caveats(rows),
         **_provenance(info),
     }

@@ -42,7 +42,7 @@ def render_report(run_dir: str | Path, progress: Note | None = None, timeout_s: 
     prepare()
     # Threads, not processes: each waits for its kernel. They live as long as the kernels, which die with them.
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="notebook") as pool:
-        waiting = [pool.submit(_one, run, name, timeout_s, note) for name in NOTEBOOKS]
+        waiting = [pool.submit(_one, run, name, timeout_s, note) for name in _wanted(info)]
         try:
             figures = page.draw(rows, run / "figures")
             outcomes = [job.result() for job in waiting]
@@ -55,6 +55,13 @@ def render_report(run_dir: str | Path, progress: Note | None = None, timeout_s: 
     if failures:
         raise NotebookError("; ".join(failures) + f"; the page was made all the same: {index}")
     return index
+
+
+def _wanted(info: page.Info) -> list[str]:
+    """The notebooks that the experiment asks for, of those that there are; else the usual ones."""
+    given = info.get("notebooks")
+    shipped = {path.stem for path in notebooks_dir().glob("*.ipynb")}
+    return [name for name in given if name in shipped] if isinstance(given, list) and given else list(NOTEBOOKS)
 
 
 def _one(run: Path, name: str, timeout_s: float, note: Note) -> Outcome:

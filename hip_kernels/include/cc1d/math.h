@@ -26,13 +26,15 @@ __device__ inline bfloat16 from_float<bfloat16>(acc_t v) {
 __device__ inline float to_float(bfloat16 v) { return static_cast<float>(v); }
 #endif
 
-// sigmoid(y) = 1 / (1 + 2^-a) with a = y log2(e), from the special function unit (2^x and 1/x), to a few units in the last
-// place over the whole range: written as s / (s + s 2^-a) with s = 2^-32, so that nothing overflows or underflows before
-// the result does. Returned as 1 / (s + s 2^-a), of which s is still to be multiplied.
+// sigmoid(y) = 1 / (1 + 2^-a) with a = y log2(e), from the special function unit (2^x and 1/x), written as s / (s + s 2^-a) with
+// s = 2^-32, so that nothing overflows or underflows before the result does. Returned as 1 / (s + s 2^-a), of which s is
+// still to be multiplied. For 16-bit elements to 2^-17 of its value, a thirtieth of their rounding; else what the exponent lost in
+// rounding is put back, for a few units in the last place of fp32 over the whole range.
 constexpr float kSigmoidScale = 2.3283064365386963e-10f;
 
 __device__ inline float scaled_sigmoid(float y) {
     constexpr float kLog2e = 1.44269502f, kLog2eRest = 1.92596299e-8f, kLn2 = 0.693147182f;
+    if constexpr (sizeof(elem_t) == 2) return reciprocal(exp2_approximate(fmaf(y, -kLog2e, -32.0f)) + kSigmoidScale);
     y = minimum(y, 200.0f);
     const float exponent = fmaf(y, -kLog2e, -32.0f);
     const float rounded_off = fmaf(y, -kLog2eRest, fmaf(y, -kLog2e, -(exponent + 32.0f)));
@@ -41,8 +43,8 @@ __device__ inline float scaled_sigmoid(float y) {
 
 __device__ inline float sigmoid(float y) { return kSigmoidScale * scaled_sigmoid(y); }
 
-// y sigmoid(y). The scale goes to y, since sigmoid(y) alone may be below the smallest normal number.
-__device__ inline float silu(float y) { return (y * kSigmoidScale) * scaled_sigmoid(y); }
+// y sigmoid(y). The scale must not go to y, which may be subnormal.
+__device__ inline float silu(float y) { return y * sigmoid(y); }
 
 #if defined(CC1D_BACKEND_CPU)
 inline double sigmoid(double y) { return 1 / (1 + exp(-y)); }

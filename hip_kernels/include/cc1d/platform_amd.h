@@ -49,6 +49,8 @@ __device__ inline float fmaf(float a, float b, float c) { return __builtin_fmaf(
 #undef __launch_bounds__
 #define __launch_bounds__(threads, ...) __attribute__((amdgpu_flat_work_group_size(threads, threads)))
 
+// At most `block` threads a block, and registers for `resident` threads a compute unit, which has four SIMDs.
+#define CC1D_BOUNDS(block, resident) __launch_bounds__(block, (resident) < 4 * CC1D_WARP ? 1 : (resident) / (4 * CC1D_WARP))
 #define CC1D_API __attribute__((visibility("default")))
 
 using float16 = _Float16;
@@ -90,6 +92,13 @@ __device__ inline float exp2_approximate(float v) { return __builtin_amdgcn_exp2
 
 __device__ inline int lane_id() {
     return kWarp == 64 ? __builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0)) : __builtin_amdgcn_mbcnt_lo(~0u, 0);
+}
+
+// All lanes have come here, and see what the others wrote to shared memory.
+__device__ inline void sync_wave() {
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "wavefront");
+    __builtin_amdgcn_wave_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "wavefront");
 }
 
 // 4-byte values travel between lanes by ds_bpermute, which addresses lanes in bytes.

@@ -4,6 +4,8 @@
 #include <cuda_fp16.h>
 #include <mma.h>
 
+// At most `block` threads a block, and registers for `resident` threads a multiprocessor.
+#define CC1D_BOUNDS(block, resident) __launch_bounds__(block, (resident) / (block))
 #define CC1D_API __attribute__((visibility("default")))
 
 using float16 = __half;
@@ -65,6 +67,9 @@ __device__ inline float exp2_approximate(float v) {
 }
 
 __device__ inline int lane_id() { return threadIdx.x % kWarp; }
+
+// All lanes have come here, and see what the others wrote to shared memory.
+__device__ inline void sync_wave() { __syncwarp(); }
 
 template <typename T>
 __device__ inline T shuffle_up(T v, unsigned delta) { return __shfl_up_sync(0xffffffffu, v, delta); }

@@ -1,0 +1,204 @@
+// As many warps as fit walk equal runs of steps, a few channels a thread; the windows of x and of the gradient stay in registers.
+//
+// With the channels contiguous, no lane needs what another has. All steps of all batch elements are one long line, and each
+// walker of a slab of channels takes an equal run of it, whatever sequences that crosses. At step t a thread has x of
+// the last `width` steps and the gradient g = dout * act'(pre-activation) of the last `width` steps: it adds to dweight
+// and dbias, and dx of step t - (width - 1) is complete. A run looks width - 1 steps past its end. A few steps of x and dout are
+// loaded at once; of 16-bit elements, those after them before these are used.
+//
+//            channels ->  slab 0 | slab 1 | ...
+//   steps    walker 0 |
+//     |               v   x, dout: global -> registers, a few rows ahead        dx: registers -> global
+//     v      walker 1 |
+//                     v   dweight, dbias: registers over the whole walk -> shared, walker after walker -> workspace
+//   stage 2: a block per 32 channels of one sum adds the blocks' sums in order: the same bits in every run
+#include "cc1d/config.h"
+#include "cc1d/channels.h"
+#include "cc1d/sums.h"
+
+constexpr int kBlock = CC1D_BLOCK;
+constexpr int kLanes = 4;                 // channels of a thread
+constexpr int kAcross = CC1D_ACROSS;      // threads side by side along the channels
+constexpr bool kAhead = sizeof(elem_t) == 2;  // whether the next steps are loaded before these are used: where registers allow
+constexpr int kSteps = kAhead ? 5 : 4;    // loaded at once
+constexpr int kResident = 384;            // threads that are to fit on a multiprocessor: bounds the registers
+constexpr int kHalo = kWidth - 1;
+constexpr int kDown = kBlock / kAcross;  // walkers of a block
+constexpr index_t kShortest = 16;        // steps of a walker at least
+using lanes_t = Packed<elem_t, kLanes>;
+static_assert(kChannelLast, "a thread's channels lie side by side");
+
+// What a thread carries from step to step. x and gradient: the last kHalo steps, oldest first.
+struct Walker {
+    const Params& p;
+    index_t dim, channels;
+    ChannelParameters<kLanes> parameters;
+    acc_t x[kHalo + 1][kLanes], gradient[kHalo + 1][kLanes], sums[kSums][kLanes];
+};
+
+struct Rows {
+    lanes_t x[kSteps], dout[kSteps];
+};
+
+// Steps t to t + kSteps - 1, as zero from `end` on.
+template <bool kWhole>
+__device__ inline Rows load_rows(const Walker& w, const elem_t* x, const elem_t* dout, index_t t, index_t end) {
+    Rows rows;
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+        rows.x[s] = rows.dout[s] = lanes_t::zero();
+        if (t + s < end) {
+            rows.x[s] = load_channels<kWhole, kLanes>(x + s * w.p.x_seq_stride, w.p.x_dim_stride, w.channels);
+            rows.dout[s] = load_channels<kWhole, kLanes>(dout + s * w.p.dout_seq_stride, w.p.dout_dim_stride, w.channels);
+        }
+    }
+    return rows;
+}
+
+// One step: its x and dout join the windows. Returns dx of the step kHalo before. `counts`: it is one of this walker's.
+__device__ inline lanes_t advance(Walker& w, const lanes_t& x, const lanes_t& dout, bool counts) {
+    acc_t result[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+        const acc_t* weight = w.parameters.weight + i * kWidth;
+        w.x[kHalo][i] = x.at(i);
+        acc_t g = dout.at(i);
+        if (kSilu) {
+            acc_t sum = w.parameters.bias[i];
+            for (int k = 0; k < kWidth; ++k) sum += weight[k] * w.x[k][i];
+            g *= activate_slope(sum);
+        }
+        w.gradient[kHalo][i] = g;
+        result[i] = 0;
+        for (int k = kWidth; k-- > 0;) result[i] += weight[kHalo - k] * w.gradient[k][i];
+        if (counts) {
+            for (int k = 0; k < kWidth; ++k) w.sums[k][i] += g * w.x[k][i];
+            w.sums[kWidth][i] += g;
+        }
+        for (int k = 0; k < kHalo; ++k) {
+            w.x[k][i] = w.x[k + 1][i];
+            w.gradient[k][i] = w.gradient[k + 1][i];
+        }
+    }
+    return lanes_t::from(result);
+}
+
+// Steps begin to end - 1 of one batch element.
+template <bool kWhole>
+__device__ inline void walk(Walker& w, index_t batch, index_t begin, index_t end) {
+    const Params& p = w.p;
+    const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + w.dim * p.x_dim_stride + begin * p.x_seq_stride;
+    const elem_t* dout = static_cast<const elem_t*>(p.dout) + batch * p.dout_batch_stride + w.dim * p.dout_dim_stride + begin * p.dout_seq_stride;
+    elem_t* dx = static_cast<elem_t*>(p.dx) + batch * p.dx_batch_stride + w.dim * p.dx_dim_stride + (begin - kHalo) * p.dx_seq_stride;
+    const index_t seen = end + kHalo < p.seqlen ? end + kHalo : p.seqlen;  // past it there is nothing, and no gradient
+    for (int k = 0; k < kHalo; ++k) {
+        const bool inside = begin - kHalo + k >= 0;
+        const lanes_t before = inside ? load_channels<kWhole, kLanes>(x + (k - kHalo) * p.x_seq_stride, p.x_dim_stride, w.channels) : lanes_t::zero();
+        for (int i = 0; i < kLanes; ++i) {
+            w.x[k][i] = before.at(i);
+            w.gradient[k][i] = 0;
+        }
+    }
+
+    Rows rows = load_rows<kWhole>(w, x, dout, begin, seen);
+    for (index_t t = begin; t < end + kHalo; t += kSteps) {
+        x += kSteps * p.x_seq_stride;
+        dout += kSteps * p.dout_seq_stride;
+        Rows next = rows;
+        if (kAhead) next = load_rows<kWhole>(w, x, dout, t + kSteps, seen);
+        if (t - kHalo >= begin && t + kSteps <= end) {  // all in the middle
+#pragma unroll
+            for (int s = 0; s < kSteps; ++s)
+                store_channels<kWhole, kLanes>(dx + s * p.dx_seq_stride, advance(w, rows.x[s], rows.dout[s], true), p.dx_dim_stride, w.channels);
+        } else {
+#pragma unroll
+            for (int s = 0; s < kSteps; ++s) {
+                const lanes_t v = advance(w, rows.x[s], rows.dout[s], t + s < end);
+                if (t + s - kHalo >= begin && t + s - kHalo < end) store_channels<kWhole, kLanes>(dx + s * p.dx_seq_stride, v, p.dx_dim_stride, w.channels);
+            }
+        }
+        dx += kSteps * p.dx_seq_stride;
+        rows = kAhead ? next : load_rows<kWhole>(w, x, dout, t + kSteps, seen);
+    }
+}
+
+// Steps first to last - 1 of the line of all batch elements.
+template <bool kWhole>
+__device__ inline void walk_all(Walker& w, index_t first, index_t last) {
+    w.parameters.load<kWhole>(w.p, w.dim, w.channels);
+    while (first < last) {
+        const index_t batch = first / w.p.seqlen, begin = first - batch * w.p.seqlen;
+        const index_t end = begin + (last - first) < w.p.seqlen ? begin + (last - first) : w.p.seqlen;
+        walk<kWhole>(w, batch, begin, end);
+        first += end - begin;
+    }
+}
+
+__device__ inline bool is_whole(const Params& p, index_t dim) {
+    constexpr int kBytes = lanes_t::kAccess * 4;
+    const auto vectors = [&](const void* tensor, index_t batch_stride, index_t dim_stride, index_t seq_stride) {
+        const elem_t* first = static_cast<const elem_t*>(tensor) + dim * dim_stride;
+        return dim_stride == 1 && is_vector_aligned<kBytes>(first, seq_stride) && is_vector_aligned<kBytes>(first, batch_stride);
+    };
+    return dim + kLanes <= p.dim && vectors(p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride) &&
+           vectors(p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride) &&
+           vectors(p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride);
+}
+
+// `share`: steps of a walker.
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const Params p, uint32_t slabs, index_t share) {
+    __shared__ acc_t sums[kDown][kAcross * kLanes];
+    const uint32_t part = blockIdx.x / slabs, slab = blockIdx.x - part * slabs;
+    const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross;
+    const index_t dim = (index_t(slab) * kAcross + across) * kLanes, lines = p.batch * p.seqlen;
+    const index_t first = (index_t(part) * kDown + down) * share, last = first + share < lines ? first + share : lines;
+
+    Walker w{p, dim, p.dim - dim};
+    for (int s = 0; s < kSums; ++s)
+        for (int i = 0; i < kLanes; ++i) w.sums[s][i] = 0;
+    if (dim < p.dim) {
+        if (is_whole(p, dim)) walk_all<true>(w, first, last);
+        else walk_all<false>(w, first, last);
+    }
+
+#pragma unroll
+    for (int s = 0; s < kSums; ++s) {
+        if (kDown > 1) {
+            for (int i = 0; i < kLanes; ++i) sums[down][across * kLanes + i] = w.sums[s][i];
+            __syncthreads();
+        }
+        if (down == 0)
+            for (int i = 0; i < kLanes && i < w.channels; ++i) {
+                acc_t sum = w.sums[s][i];
+                for (int row = 1; row < kDown; ++row) sum += sums[row][across * kLanes + i];
+                *partial_sum(p, part, s, dim + i) = sum;
+            }
+        if (kDown > 1) __syncthreads();
+    }
+}
+
+constexpr int kReduceAcross = 32, kReduceDown = 8;
+
+extern "C" __global__ __launch_bounds__(kReduceAcross* kReduceDown) void reduce(const Params p, index_t parts) {
+    add_partial_sums<kReduceAcross, kReduceDown>(p, parts);
+}
+
+struct Plan {
+    index_t slabs, share, parts;  // share: steps of a walker; parts: blocks of a slab
+
+    explicit Plan(const Params& p) : slabs(ceil_div(p.dim, kAcross * kLanes)) {
+        const index_t lines = p.batch * p.seqlen, wanted = CC1D_WALKERS / kDown / slabs, most = ceil_div(lines, kShortest * kDown);
+        parts = wanted < 1 ? 1 : wanted < most ? wanted : most;
+        share = ceil_div(lines, parts * kDown);
+    }
+};
+
+static int64_t workspace_bytes(const Params& p) { return Plan(p).parts * kSums * p.dim * sizeof(acc_t); }
+
+static void launch_stage(int stage, const Params& p, stream_t stream) {
+    const Plan plan(p);
+    if (stage == 0)
+        launch<bwd_persistent>(grid_of(plan.parts * plan.slabs), dim3(kBlock), stream, p, static_cast<uint32_t>(plan.slabs), plan.share);
+    if (stage == 1) launch<reduce>(grid_of_sums<kReduceAcross>(p), dim3(kReduceAcross * kReduceDown), stream, p, plan.parts);
+}
+
+CC1D_EXPORT("walk", "reduce")

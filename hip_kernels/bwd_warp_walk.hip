@@ -1,0 +1,225 @@
+// A warp walks its share of a channel from the end; both halos pass from lane to lane. No barrier in the walk.
+//
+// The runs (16 bytes) of a channel, all its rows one after the other, are numbered, and the warps of a block share them
+// equally: no atomics and no second pass, unless a channel is so long that several blocks share it. A turn is `steps`
+// steps of each lane, all loads first. dx needs the gradient g = dout * act'(pre-activation) of the width - 1 steps after, so
+// the walk goes down: what lane 0 of the unit above had is what the last lane now needs. x of the steps before comes from
+// the lane below. Rows at odd addresses keep the aligned frame of memory (frame.h).
+//
+//   runs of a channel   [ batch 0 ........ | batch 1 ........ | ... ]
+//   warps               [ warp 0 <------ ][ warp 1 <------ ][ ...     each from the end of its share
+//   unit                [ lane 0 | lane 1 | ... | lane 31 ] <- g of lane 0 of the unit above
+//     x halo                3>>     3>>             3>>
+//     g halo                <<3     <<3             <<3
+//   dweight, dbias      registers over the whole walk -> shuffles -> shared, warp after warp -> result
+#include "cc1d/config.h"
+#include "cc1d/frame.h"
+#include "cc1d/sums.h"
+
+constexpr int kBlock = CC1D_BLOCK;
+constexpr int kResident = sizeof(elem_t) == 2 ? 768 : 512;  // threads that are to fit on a multiprocessor: bounds the registers
+constexpr int kHalo = kWidth - 1;
+constexpr int kRun = kHalo > kVec ? 2 * kVec : kVec;
+constexpr int kUnits = CC1D_STEPS / kRun;  // runs of a lane in flight, of x and dout each
+constexpr int kWarps = kBlock / kWarp;
+constexpr index_t kShare = 4096;  // runs of a block, at most
+constexpr index_t kEnough = 256;  // blocks that keep a GPU busy
+static_assert(kHalo <= kRun, "the halo lies in one run");
+static_assert(!kChannelLast, "rows run along the sequence");
+using run_t = Packed<elem_t, kRun>;
+constexpr int kHaloPad = kHalo > 0 ? static_cast<int>(ceil_div(kHalo, run_t::kPerWord)) * run_t::kPerWord : run_t::kPerWord;  // whole words
+using tail_t = Packed<elem_t, kHaloPad>;
+
+template <Rows kRows>
+struct Gradients {  // of one channel
+    Channel x, dout, dx;
+    const Divisor& runs;  // of a row
+    int seqlen;
+
+    __device__ Gradients(const Params& p, const Divisor& runs, index_t dim)
+        : x(p, p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride, dim),
+          dout(p, p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride, dim),
+          dx(p, p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride, dim),
+          runs(runs),
+          seqlen(static_cast<int>(p.seqlen)) {}
+
+    __device__ Run<kRun, kRows> run(uint32_t number) const {
+        const uint32_t batch = runs(number);
+        return {x, batch, number - batch * runs.d, seqlen};
+    }
+};
+
+__device__ inline tail_t tail_of(const run_t& run) {
+    tail_t tail;
+    for (int w = 0; w < tail_t::kWords; ++w) tail.words[w] = run.words[run_t::kWords - tail_t::kWords + w];
+    return tail;
+}
+
+struct Parameters {
+    acc_t weight[kWidth], bias;
+
+    __device__ Parameters(const Params& p, index_t dim) : bias(p.bias ? to_float(static_cast<const weight_t*>(p.bias)[dim]) : acc_t(0)) {
+        const weight_t* taps = static_cast<const weight_t*>(p.weight) + dim * p.weight_dim_stride;
+        for (int w = 0; w < kWidth; ++w) weight[w] = to_float(taps[w * p.weight_width_stride]);
+    }
+
+    // The gradient before the activation, where x of the last `width` steps is x[0], x[1] ...
+    __device__ acc_t gradient(const acc_t* x, acc_t dout) const {
+        if (!kSilu) return dout;
+        acc_t sum = bias;
+        for (int w = 0; w < kWidth; ++w) sum += weight[w] * x[w];
+        return dout * activate_slope(sum);
+    }
+};
+
+// The gradients of the first steps of a run, for the run before it: what a walk that begins there has not seen.
+template <Rows kRows>
+__device__ inline void gradients_above(const Gradients<kRows>& c, const Parameters& parameters, uint32_t number, acc_t (&g)[kHalo + 1]) {
+    const auto above = c.run(number);
+    const run_t x = above.load(c.x), dout = above.load(c.dout);
+    const tail_t before = tail_of(c.run(number - 1).load(c.x));
+    acc_t values[2 * kHalo + 1];
+    for (int i = 0; i < kHalo; ++i) values[i] = before.at(kHaloPad - kHalo + i);
+    for (int i = 0; i < kHalo; ++i) values[kHalo + i] = x.at(i);
+    for (int i = 0; i < kHalo; ++i) g[i] = parameters.gradient(values + i, dout.at(i));
+}
+
+// Runs begin to end - 1 of a channel, from the end. Adds to `sums`.
+template <int kUnits, Rows kRows>
+__device__ inline void walk(const Gradients<kRows>& c, const Parameters& parameters, int begin, int end, int count, acc_t (&sums)[kSums]) {
+    const int lane = lane_id();
+    acc_t above[kHalo + 1] = {};  // gradients of lane 0 in the unit before
+    if (lane == 0 && begin < end && end < count && !c.run(end).starts_row()) gradients_above(c, parameters, end, above);
+
+    for (int top = end; top > begin; top -= kUnits * kWarp) {
+        run_t x[kUnits], dout[kUnits];
+        tail_t lowest = tail_t::zero();
+        const int needed = begin > 0 ? begin - 1 : 0;  // of x, the run before the share, too
+#pragma unroll
+        for (int u = 0; u < kUnits; ++u) {
+            const int number = top - (u + 1) * kWarp + lane;
+            x[u] = dout[u] = run_t::zero();
+            if (number >= needed) x[u] = c.run(number).load(c.x);
+            if (number >= begin) dout[u] = c.run(number).load(c.dout);
+        }
+        const int below = top - kUnits * kWarp - 1;
+        if (lane == kWarp - 1 && below >= needed) lowest = tail_of(c.run(below).load(c.x));
+
+#pragma unroll
+        for (int u = 0; u < kUnits; ++u) {
+            if (top - u * kWarp <= begin) continue;
+            const int number = top - (u + 1) * kWarp + lane;
+            const bool exists = number >= begin;
+            const auto run = c.run(exists ? number : begin);
+
+            tail_t halo = tail_of(x[u]);
+            const tail_t next = u + 1 < kUnits ? tail_of(x[u + 1 < kUnits ? u + 1 : u]) : lowest;
+            for (int w = 0; w < tail_t::kWords; ++w) {
+                const uint32_t received = shuffle(lane == kWarp - 1 ? next.words[w] : halo.words[w], (lane + kWarp - 1) % kWarp);
+                halo.words[w] = run.starts_row() ? 0 : received;
+            }
+            acc_t values[kHalo + kRun], g[kRun + kHalo];
+            for (int i = 0; i < kHalo; ++i) values[i] = halo.at(kHaloPad - kHalo + i);
+            for (int i = 0; i < kRun; ++i) values[kHalo + i] = x[u].at(i);
+            for (int i = 0; i < kRun; ++i) g[i] = parameters.gradient(values + i, dout[u].at(i));
+            for (int i = 0; i < kRun; ++i) {
+                for (int w = 0; w < kWidth; ++w) sums[w] += g[i] * values[i + w];
+                sums[kWidth] += g[i];
+            }
+
+            for (int i = 0; i < kHalo; ++i) {
+                const acc_t received = shuffle(lane == 0 ? above[i] : g[i], (lane + 1) % kWarp);
+                above[i] = g[i];
+                g[kRun + i] = run.ends_row() ? acc_t(0) : received;
+            }
+            acc_t result[kRun];
+            for (int i = 0; i < kRun; ++i) {
+                result[i] = 0;
+                for (int k = kWidth; k-- > 0;) result[i] += parameters.weight[kHalo - k] * g[i + k];
+            }
+            if (exists) run.store(c.dx, run_t::from(result));
+        }
+    }
+}
+
+template <int kUnits, Rows kRows>
+__device__ inline void backward(const Params& p, const Divisor& runs, const Divisor& splits, uint32_t share) {
+    __shared__ acc_t sums[kWarps][kSums];
+    const uint32_t dim = splits(blockIdx.x), split = blockIdx.x - dim * splits.d;
+    const int warp = shuffle(static_cast<int>(threadIdx.x / kWarp), 0);  // so that the compiler knows it to be one for all lanes
+    const int count = static_cast<int>(p.batch * runs.d);
+    const int64_t from = int64_t(split * kWarps + warp) * share;
+    const int begin = from < count ? static_cast<int>(from) : count, end = from + share < count ? static_cast<int>(from + share) : count;
+
+    acc_t mine[kSums] = {};
+    walk<kUnits>(Gradients<kRows>(p, runs, dim), Parameters(p, dim), begin, end, count, mine);
+
+    for (int s = 0; s < kSums; ++s) {
+        for (int half = kWarp / 2; half > 0; half /= 2) mine[s] += shuffle_down(mine[s], half);
+        if (lane_id() == 0) sums[warp][s] = mine[s];
+    }
+    __syncthreads();
+    const int s = threadIdx.x;
+    if (s >= kSums) return;
+    acc_t sum = sums[0][s];
+    for (int w = 1; w < kWarps; ++w) sum += sums[w][s];
+    if (splits.d == 1) write_sum(p, s, dim, sum);
+    else *partial_sum(p, split, s, dim) = sum;
+}
+
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_warp_walk(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
+    backward<kUnits, Rows::aligned>(p, runs, splits, share);
+}
+
+// Masks and places cost instructions, which more threads with less in flight hide better.
+constexpr int kFewer = kUnits > 1 ? kUnits / 2 : 1, kMore = sizeof(elem_t) == 2 ? 1024 : 768;
+
+extern "C" __global__ CC1D_BOUNDS(kBlock, kMore) void framed(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
+    backward<kFewer, Rows::framed>(p, runs, splits, share);
+}
+extern "C" __global__ __launch_bounds__(kBlock) void scattered(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
+    backward<kFewer, Rows::scattered>(p, runs, splits, share);
+}
+
+constexpr int kReduceAcross = 32;
+
+extern "C" __global__ __launch_bounds__(kBlock) void reduce(const Params p, index_t splits) {
+    add_partial_sums<kReduceAcross, kBlock / kReduceAcross>(p, splits);
+}
+
+struct Plan {
+    Rows rows;
+    index_t runs, splits, share;  // runs of a row; blocks that share a channel; runs of a warp
+
+    explicit Plan(const Params& p) {
+        const Strides x{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, dout{p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride},
+            dx{p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride};
+        const bool alike = x.alike(dout) && x.alike(dx);
+        rows = !alike ? Rows::scattered : x.aligned() && p.seqlen % kRun == 0 ? Rows::aligned : Rows::framed;
+        runs = ceil_div(p.seqlen + (rows == Rows::framed && !x.aligned() ? kVec - 1 : 0), kRun);
+        const index_t count = p.batch * runs, needed = ceil_div(kEnough, p.dim), possible = ceil_div(count, kBlock * kUnits);
+        splits = ceil_div(count, kShare);
+        if (splits < needed) splits = needed < possible ? needed : possible;
+        share = ceil_div(count, splits * kWarps);
+    }
+};
+
+static int64_t workspace_bytes(const Params& p) {
+    const Plan plan(p);
+    return plan.splits > 1 ? plan.splits * kSums * p.dim * sizeof(acc_t) : 0;
+}
+
+template <auto Kernel>
+static void launch_walk(const Params& p, const Plan& plan, stream_t stream) {
+    launch<Kernel>(grid_of(p.dim * plan.splits), dim3(kBlock), stream, p, Divisor(plan.runs), Divisor(plan.splits), static_cast<uint32_t>(plan.share));
+}
+
+static void launch_stage(int stage, const Params& p, stream_t stream) {
+    const Plan plan(p);
+    if (stage == 0 && plan.rows == Rows::aligned) launch_walk<bwd_warp_walk>(p, plan, stream);
+    if (stage == 0 && plan.rows == Rows::framed) launch_walk<framed>(p, plan, stream);
+    if (stage == 0 && plan.rows == Rows::scattered) launch_walk<scattered>(p, plan, stream);
+    if (stage == 1 && plan.splits > 1) launch<reduce>(grid_of_sums<kReduceAcross>(p), dim3(kBlock), stream, p, plan.splits);
+}
+
+CC1D_EXPORT("walk", "reduce")

@@ -1,0 +1,192 @@
+// A banded 16 x 16 matrix of a channel's taps, times its sequence cut into segments of 16: two matrix products for 256 outputs.
+//
+// A convolution along the sequence is a product with a Toeplitz matrix. Row j of S holds segment j, the 16 steps from 16 j on,
+// so S is the sequence as it lies in memory, with rows of 16, and 256 neighbouring outputs are
+//
+//     out = S(one segment earlier) x Before + S x Within       16 x 16 each, sums in fp32
+//
+// where Within[k][i] = tap (width - 1) + k - i, and Before[k][i] the same with k - 16 for k; 0 outside the band. Together they do 32
+// multiplications an output, of which `width` are useful: 64 FLOPs issued an output (32 for width 1, which needs no
+// Before), in whole tiles of 256 outputs. Beside the parameters, device memory sees x read once and out written once.
+//
+//   x     [ 8 | 8 | 8 | 8 | ...             ]   a 16-byte vector a lane, `vectors` of them at once
+//               |  as it is, with the segment before it
+//   S     [ 16 steps ] ...                      shared memory of the wave; both products read it, 16 elements apart
+//               x  Before, Within               band of the channel, written while x is on its way
+//   sums  [ 16 x 16 ] fp32                      shared memory of the wave
+//               |  + bias, activation, rounding
+//   out   [ 8 | 8 | 8 | 8 | ...             ]   a 16-byte vector a lane
+//
+// Waves share nothing, so there is no barrier of a block; a wave keeps to one row. Rows that do not begin on a 16-byte
+// boundary keep the aligned frame of memory, as in fwd_register. 0 x Inf is not 0: a product spreads a NaN or Inf over all
+// sums of its segment and of the next one, so a lane that finds a sum that is not finite computes its own again, tap by tap.
+// channel_first alone: with the channels contiguous, no 16 bytes of memory belong to one product.
+#include "cc1d/config.h"
+#include "cc1d/packed.h"
+
+constexpr int kBlock = CC1D_BLOCK;
+constexpr int kVectors = CC1D_VECTORS;  // of a lane
+constexpr int kResident = 1024;         // threads that are to fit on a multiprocessor: bounds the registers
+constexpr int kWaves = kBlock / kWarp;
+constexpr int kHalo = kWidth - 1;
+constexpr int kSide = 16;                    // of a tile, so also the length of a segment
+constexpr int kTile = kSide * kSide;         // outputs
+constexpr int kStep = kWarp * kVec;          // outputs of a wave at a vector a lane
+constexpr int kPitch = 24;                   // of a row of sums in shared memory: neighbouring rows in other banks
+constexpr int kTiles = kStep / kTile;        // tiles in that: 1, or 2 with 64 lanes
+constexpr int kRun = kStep * kVectors;       // neighbouring outputs of a wave
+constexpr int kLanes = kWarp / kTiles;       // of a tile
+constexpr int kTaps = ceil_div(kWidth * kSide, kWarp);  // that a lane writes into the band
+static_assert(sizeof(elem_t) == 2 && kTiles * kTile == kStep, "a tile is a vector of each of 32 lanes");
+static_assert(kHalo <= kVec, "the halo lies in the vector before the run");
+static_assert(!kChannelLast, "segments lie along the sequence");
+using vector_t = Packed<elem_t, kVec>;
+
+union Exchange {
+    elem_t band[2 * kTile];              // at first: Before, then Within
+    float sums[kTiles][kSide * kPitch];  // then: the products
+};
+
+__device__ inline void put(elem_t* shared, const vector_t& v) {
+    *reinterpret_cast<raw16_t*>(shared) = raw16_t{v.words[0], v.words[1], v.words[2], v.words[3]};
+}
+
+// Elements by which `p` is past a 16-byte boundary.
+__host__ __device__ inline int lead_of(const elem_t* p) { return reinterpret_cast<uintptr_t>(p) % 16 / sizeof(elem_t); }
+
+// What a wave does: elements [begin, end) from x on, of which `begin` is up to a vector before it, or after it where the row begins.
+struct Run {
+    const elem_t* x;
+    elem_t* out;
+    int begin, end;
+    bool x_vectors, out_vectors;
+
+    __device__ bool whole(int i) const { return i >= begin && i + kVec <= end; }
+
+    // The vector at i, 0 where there is none. What lies beside the row is read where it is part of the tensor.
+    __device__ vector_t load(const Params& p, int i) const {
+        if (x_vectors && whole(i)) return vector_t::load(x + i);
+        const int first = begin > i ? begin - i : 0, last = end - i;
+        vector_t v = vector_t::zero();
+        if (first >= kVec || last <= first) return v;
+        const elem_t* tensor = static_cast<const elem_t*>(p.x);
+        const elem_t* tensor_end = tensor + (p.batch - 1) * p.x_batch_stride + (p.dim - 1) * p.x_dim_stride + p.seqlen;
+        if (x_vectors && x + i >= tensor && x + i + kVec <= tensor_end) {
+            v = vector_t::load(x + i);
+            v.keep(first, last);
+            return v;
+        }
+        for (int e = 0; e < kVec; ++e)
+            if (e >= first && e < last) v.put(e, x[(i + e) * p.x_seq_stride]);
+        return v;
+    }
+
+    __device__ void store(const Params& p, int i, const vector_t& v) const {
+        if (out_vectors && whole(i)) return v.store(out + i);
+        for (int e = 0; e < kVec; ++e)
+            if (i + e >= begin && i + e < end) out[(i + e) * p.out_seq_stride] = v.get(e);
+    }
+};
+
+extern "C" __global__ __launch_bounds__(kBlock, kResident / kBlock) void fwd_toeplitz_wmma(const Params p, const Divisor runs, const Divisor dims) {
+    alignas(32) __shared__ elem_t segments[kWaves][kSide + kRun];  // the segment before the run, then the run
+    alignas(32) __shared__ Exchange exchanges[kWaves];
+    const uint32_t number = blockIdx.x * kWaves + threadIdx.x / kWarp;
+    const uint32_t row = runs(number), batch = dims(row), dim = row - batch * dims.d;
+    const int lane = lane_id();
+    elem_t* segment = segments[threadIdx.x / kWarp];
+    Exchange& exchange = exchanges[threadIdx.x / kWarp];
+    if (batch >= p.batch) return;  // a whole wave goes
+
+    const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim * p.x_dim_stride;
+    elem_t* out = static_cast<elem_t*>(p.out) + batch * p.out_batch_stride + dim * p.out_dim_stride;
+    const int lead = lead_of(x);
+    const index_t t = index_t(number - row * runs.d) * kRun - lead;  // step of the row that the run begins with
+    if (t >= p.seqlen) return;  // the frame needed no further run
+    const Run run{x + t * p.x_seq_stride, out + t * p.out_seq_stride,
+                  t >= kVec ? -kVec : static_cast<int>(-t), p.seqlen - t < kRun ? static_cast<int>(p.seqlen - t) : kRun,
+                  p.x_seq_stride == 1, p.out_seq_stride == 1 && lead_of(out) == lead};
+
+    vector_t own[kVectors];
+    for (int v = 0; v < kVectors; ++v) own[v] = run.load(p, v * kStep + lane * kVec);
+    // Of the segment before, the second half is the halo. The first meets zeros of the band, so it must be finite.
+    const vector_t halo = lane == 1 ? run.load(p, -kVec) : vector_t::zero();
+
+    // The band: row k of Before and Within, one above the other, has tap kHalo - n in column k - kSide + n.
+    const weight_t* taps = static_cast<const weight_t*>(p.weight) + dim * p.weight_dim_stride;
+    const acc_t bias = p.bias ? to_float(static_cast<const weight_t*>(p.bias)[dim]) : acc_t(0);
+    weight_t tap[kTaps];
+    for (int i = 0; i < kTaps; ++i) {
+        const int n = lane / kSide + i * (kWarp / kSide);
+        if (n < kWidth) tap[i] = taps[(kHalo - n) * p.weight_width_stride];
+    }
+    for (int i = 0; i < 2 * kTile; i += kStep) put(exchange.band + i + lane * kVec, vector_t::zero());
+    sync_wave();
+    for (int i = 0; i < kTaps; ++i) {
+        const int n = lane / kSide + i * (kWarp / kSide), column = lane % kSide;
+        if (n < kWidth) exchange.band[(column + kSide - n) * kSide + column] = tap[i];
+    }
+    sync_wave();
+    FragmentB<elem_t> before, within;
+    if constexpr (kHalo > 0) before.load_shared(exchange.band, kSide);
+    within.load_shared(exchange.band + kTile, kSide);
+
+    if (lane < 2) put(segment + lane * kVec, halo);
+    for (int v = 0; v < kVectors; ++v) put(segment + kSide + v * kStep + lane * kVec, own[v]);
+
+    // Half a row of sums a lane. Odd lanes begin with their second four, so that eight lanes read from all banks.
+    const int part = lane % kLanes, swap = part % 2 * 4;
+    const float* half = exchange.sums[lane / kLanes] + part / 2 * kPitch + part % 2 * kVec;
+
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+        if (v * kStep >= run.end) break;
+        sync_wave();
+        for (int tile = 0; tile < kTiles; ++tile) {
+            const elem_t* from = segment + v * kStep + tile * kTile;
+            FragmentA<elem_t> a;
+            FragmentC c;
+            c.fill(0.0f);
+            if constexpr (kHalo > 0) {
+                a.load_shared(from, kSide);
+                multiply_accumulate(c, a, before);
+            }
+            a.load_shared(from + kSide, kSide);
+            multiply_accumulate(c, a, within);
+            c.store(exchange.sums[tile], kPitch);
+        }
+        sync_wave();
+
+        acc_t sum[kVec];
+        for (int i = 0; i < 4; ++i) sum[i] = half[swap + i];
+        for (int i = 0; i < 4; ++i) sum[4 + i] = half[4 - swap + i];
+        if (sum[0] - sum[0] != 0.0f) {  // not finite; then none of its row is
+            const elem_t* steps = segment + kSide + v * kStep + lane * kVec - kHalo;
+            for (int i = 0; i < kVec; ++i) sum[i] = 0.0f;
+#pragma unroll 1
+            for (int w = 0; w < kWidth; ++w)
+                for (int i = 0; i < kVec; ++i) sum[i] += to_float(taps[w * p.weight_width_stride]) * to_float(steps[w + (i ^ swap)]);
+        }
+
+        for (int i = 0; i < kVec; ++i) sum[i] = activate(sum[i] + bias);
+        const vector_t swapped = vector_t::from(sum);
+        vector_t result;
+        for (int w = 0; w < vector_t::kWords; ++w) result.words[w] = swap ? swapped.words[w ^ 2] : swapped.words[w];
+        run.store(p, v * kStep + lane * kVec, result);
+    }
+}
+
+// Runs of a row. A frame may begin up to kVec - 1 elements before its row; when all rows are aligned, none does.
+static index_t runs_of_row(const Params& p) {
+    const bool aligned = lead_of(static_cast<const elem_t*>(p.x)) == 0 && p.x_dim_stride % kVec == 0 && p.x_batch_stride % kVec == 0;
+    return ceil_div(p.seqlen + (aligned ? 0 : kVec - 1), kRun);
+}
+
+static int64_t workspace_bytes(const Params&) { return 0; }
+
+static void launch_stage(int, const Params& p, stream_t stream) {
+    const index_t blocks = ceil_div(p.batch * p.dim * runs_of_row(p), kWaves);
+    launch<fwd_toeplitz_wmma>(grid_of(blocks), dim3(kBlock), stream, p, Divisor(runs_of_row(p)), Divisor(p.dim));
+}
+
+CC1D_EXPORT("conv")
