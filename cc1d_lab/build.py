@@ -34,6 +34,7 @@ from .variants import Variant
 CTYPES = {"float64": "double", "float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
 CACHE_LIMIT_BYTES = 2 * 2**30
 COMPILE_LIMIT_S = 300
+INDEX = "int64_t"  # of element offsets; tests narrow it to see that kernels count in it
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _defines(case: Case, tunables: Mapping[str, int]) -> list[str]:
     constants = {
         "ELEM": CTYPES[case.dtype],
         "WEIGHT": CTYPES[case.weight_dtype],
-        "INDEX": "int64_t",
+        "INDEX": INDEX,
         "WIDTH": case.width,
         "SILU": int(case.activation == "silu"),
         "CHANNEL_LAST": int(case.layout == "channel_last"),
@@ -181,6 +182,24 @@ def _load_entry(entry: Path, digest: str) -> Built | None:
         pass
     _discard(entry)
     return None
+
+
+def mark_passed(built: Built, what: str) -> None:
+    """Leave the mark that this library passed its checks, with `what` was checked. It goes with the entry."""
+    mark = {"sha256": hashlib.sha256(built.library.read_bytes()).hexdigest(), "checked": what}
+    descriptor, temporary = tempfile.mkstemp(prefix=".passed-", dir=built.library.parent)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(mark, file)
+    os.replace(temporary, built.library.with_name("passed.json"))
+
+
+def has_passed(built: Built) -> bool:
+    """Whether the entry carries the mark, for the library that it has now."""
+    try:
+        mark = json.loads(built.library.with_name("passed.json").read_text())
+        return mark["sha256"] == hashlib.sha256(built.library.read_bytes()).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _discard(entry: Path) -> None:

@@ -12,7 +12,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 EVERY_DTYPE = (*DTYPES, "float64")  # float64 is for gradient checks in emulation
 LAYOUTS = ("channel_first", "channel_last")
 ACTIVATIONS = ("none", "silu")
-VIEWS = ("contiguous", "channel_slice", "misaligned")
+VIEWS = ("contiguous", "channel_slice", "sliced_input", "batch_second", "misaligned")
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -24,8 +24,9 @@ class Case:
     `op`: `fwd`; `bwd`, the gradients of it; `update`, `seqlen` steps of decoding with a state of width - 1 steps.
     `state_len`: steps that the state of an update holds, 0 for width - 1.
     `states`: with initial_states and final_states. `seq_idx`: several sequences packed in a row.
-    `view` is how `x` lies in memory: `contiguous`; `channel_slice`, channels cut out of a wider buffer of
-    `row_stride` channels; `misaligned`, one element past a 16-byte boundary.
+    `view` is how `x` and `out` lie in memory: `contiguous`; `channel_slice`, channels cut out of a wider buffer of
+    `row_stride` channels; `sliced_input`, the same for x alone, and `out` contiguous; `batch_second`, in memory (dim,
+    batch, seqlen) or (seqlen, batch, dim); `misaligned`, one element past a 16-byte boundary.
     `scaled_from` names what a scaled-down model shape stands for, and is empty otherwise.
     """
 

@@ -33,8 +33,9 @@ other header: elements packed in words, for kernels at the memory's speed.
 - Sums are `acc_t` (fp32). `from_float<elem_t>` rounds once, to nearest even, on store. Offsets are `index_t` (64 bits).
 - The second and third dimension of a grid end at 65,535, so kernels take their place from the first.
 - `__global__`, `__shared__`, `__syncthreads()`, `threadIdx` stand there literally. What the vendors name differently
-  has one neutral name: `launch<kernel>(grid, block, stream, p)`, `shuffle`, `shuffle_up`, `shuffle_down`, `lane_id`,
-  `sync_wave`, `float16`, `bfloat16`, the fragments of `matrix_core.h`. No `hip*` or `cuda*` name in a `.hip` file.
+  has one neutral name: `launch<kernel>(grid_of(blocks), block, stream, p)`, `shuffle`, `shuffle_up`, `shuffle_down`,
+  `lane_id`, `sync_wave`, `float16`, `bfloat16`, the fragments of `matrix_core.h`. No `hip*` or `cuda*` name in a `.hip`
+  file.
 - `kWarp` is 32 or 64. A barrier or a cross-lane operation must be reached by all threads of the block or wave: the
   emulation reports it when not.
 

@@ -79,6 +79,12 @@ class LaunchError(Cc1dError, RuntimeError):
     exit_code = 4
 
 
+class CheckError(Cc1dError, RuntimeError):
+    """A kernel gave wrong results, crashed or hung when it was tried in a process of its own; it was not run here."""
+
+    exit_code = 1
+
+
 class WorkerError(Cc1dError, RuntimeError):
     """A worker process died or overran its time limit."""
 

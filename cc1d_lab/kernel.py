@@ -88,20 +88,24 @@ class Bound:
 
     def __call__(self, stream: int = 0) -> None:
         """Launch all stages on `stream` (a raw handle). LaunchError with the device's own words when it is refused."""
-        _raise_on(self.kernel.library.cc1d_launch(ctypes.byref(self.params), stream))
+        self._raise_on(self.kernel.library.cc1d_launch(ctypes.byref(self.params), stream))
 
     def stage(self, number: int) -> Callable[[int], None]:
         """A launch of one stage alone."""
 
         def launch(stream: int = 0) -> None:
-            _raise_on(self.kernel.library.cc1d_launch_stage(ctypes.byref(self.params), stream, number))
+            self._raise_on(self.kernel.library.cc1d_launch_stage(ctypes.byref(self.params), stream, number))
 
         return launch
 
+    def _raise_on(self, error: bytes | None) -> None:
+        if error:
+            raise LaunchError(describe(error, self.params))
 
-def _raise_on(error: bytes | None) -> None:
-    if error:
-        raise LaunchError(error.decode())
+
+def describe(error: bytes, params: Params) -> str:
+    """What a launch said, with the sizes it was for."""
+    return f"{error.decode()} (batch {params.batch}, dim {params.dim}, seqlen {params.seqlen})"
 
 
 def loaded(stem: str) -> str:

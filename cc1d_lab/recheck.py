@@ -159,7 +159,7 @@ def copy_inputs(case: Case, inputs: Inputs) -> Inputs:
     x.copy_(inputs.x)
     more = {name: tensor.clone() for name, tensor in inputs.more.items()}
     if "dout" in more:
-        more["dout"] = reference.empty_view(case, device, inputs.x.dtype)[0].copy_(more["dout"])
+        more["dout"] = reference.empty_view(reference.beside(case), device, inputs.x.dtype)[0].copy_(more["dout"])
     bias = None if inputs.bias is None else inputs.bias.clone()
     return dataclasses.replace(inputs, x=x, weight=inputs.weight.clone(), bias=bias, x_buffer=buffer, more=more)
 

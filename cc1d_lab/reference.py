@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from .case import Case
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-SMALLEST_SUBNORMAL = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "float64": 2.0**-53}
+SMALLEST_SUBNORMAL = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133, "float64": 2.0**-1074}
 SMALLEST_NORMAL_EXPONENT = {"float32": -126, "float16": -14, "bfloat16": -126}
 # What the field's tests allow: (rtol, atol). Logged beside our verdict, never the verdict.
 FIELD_TOLERANCE = {"float32": (3e-4, 1e-3), "float16": (3e-3, 5e-3), "bfloat16": (1e-2, 5e-2)}
@@ -49,7 +49,7 @@ def empty_view(case: Case, device: str, like: torch.dtype) -> tuple[torch.Tensor
     """
     sizes = {"dim": case.row_stride or case.dim, "seqlen": case.seqlen}
     starts = {"dim": 0, "seqlen": 0}
-    if case.view == "channel_slice":
+    if case.view in ("channel_slice", "sliced_input"):
         sizes["dim"] = max(sizes["dim"], case.dim + 24)
         starts["dim"] = 8
     if case.view == "misaligned":
@@ -60,11 +60,19 @@ def empty_view(case: Case, device: str, like: torch.dtype) -> tuple[torch.Tensor
     itemsize = torch.empty(0, dtype=like).element_size()
     buffer = torch.full(((n + 2 * GUARD) * itemsize,), 0xFF, dtype=torch.uint8, device=device).view(like)
     block = buffer[GUARD : GUARD + n]
-    if case.layout == "channel_first":
-        whole = block.view(case.batch, sizes["dim"], sizes["seqlen"])
+    outer, inner = ("dim", "seqlen") if case.layout == "channel_first" else ("seqlen", "dim")
+    if case.view == "batch_second":
+        whole = block.view(sizes[outer], case.batch, sizes[inner]).transpose(0, 1)
     else:
-        whole = block.view(case.batch, sizes["seqlen"], sizes["dim"]).transpose(1, 2)
+        whole = block.view(case.batch, sizes[outer], sizes[inner])
+    if case.layout == "channel_last":
+        whole = whole.transpose(1, 2)
     return whole.narrow(1, starts["dim"], case.dim).narrow(2, starts["seqlen"], case.seqlen), buffer
+
+
+def beside(case: Case) -> Case:
+    """The case in whose view out, dout and dx lie: that of x, but contiguous beside a sliced input."""
+    return replace(case, view="contiguous", row_stride=0) if case.view == "sliced_input" else case
 
 
 def make_inputs(case: Case, device: str = "cpu", kind: str = "normal") -> Inputs:
@@ -88,7 +96,7 @@ def _more_inputs(case: Case, device: str, integers: bool) -> dict[str, torch.Ten
 
     found: dict[str, torch.Tensor] = {}
     if case.op == "bwd":
-        found["dout"] = empty_view(case, device, DTYPES[case.dtype])[0].copy_(values(whole))
+        found["dout"] = empty_view(beside(case), device, DTYPES[case.dtype])[0].copy_(values(whole))
     if case.states:
         found["initial_states"] = values(states)
     if case.states and case.op == "bwd":
@@ -113,14 +121,14 @@ def make_outputs(case: Case, inputs: Inputs) -> tuple[Outputs, dict[str, torch.T
     states = (case.batch, case.dim, case.state_steps)
     made: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     if case.op == "bwd":
-        made["dx"] = empty_view(case, device, dtype)
+        made["dx"] = empty_view(beside(case), device, dtype)
         made["dweight"] = _guarded(device, weight_dtype, (case.dim, case.width))
         if case.bias:
             made["dbias"] = _guarded(device, weight_dtype, (case.dim,))
         if case.states:
             made["dinitial_states"] = _guarded(device, dtype, states)
     else:
-        made["out"] = empty_view(case, device, dtype)
+        made["out"] = empty_view(beside(case), device, dtype)
         if case.states:
             made["final_states"] = _guarded(device, dtype, states)
         if case.op == "update":

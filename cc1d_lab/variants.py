@@ -156,6 +156,7 @@ _ENTRIES = (
     Variant(
         "fwd_register",
         "a 16-byte vector a thread, halo by shuffle, blocks along the sequence first, aligned frames for odd lengths",
+        features=FEATURES,
         rank=5,
         layouts=("channel_first",),
         widths=(1, 8),
@@ -165,6 +166,7 @@ _ENTRIES = (
     Variant(
         "fwd_raster",
         "a small tile a thread, all loads first, tiles in raster order, halo from the cache",
+        features=FEATURES,
         rank=5,
         layouts=("channel_last",),
         widths=(1, 8),

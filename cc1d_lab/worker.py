@@ -13,7 +13,9 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -71,10 +73,15 @@ class Worker:
         """End the child process; what is evaluated next gets a fresh one."""
         self._stop()
 
-    def _conversation(self, group: list[Cell], policy: Policy | None) -> Iterator[tuple[str, Any]]:
+    def try_out(self, cell: Cell) -> Row:
+        """The row of `evaluation.quick_check`, or one that says how the kernel ended the worker."""
+        ((kind, value),) = self._conversation([cell], None, quick=True)
+        return value if kind == "row" else self._blame(cell, value)
+
+    def _conversation(self, group: list[Cell], policy: Policy | None, quick: bool = False) -> Iterator[tuple[str, Any]]:
         """What the worker says: ('begin', cell_id), ('row', row), or ('died', outcome) at last."""
         pipe = self._start()
-        pipe.send((group, policy))
+        pipe.send((group, policy, quick))
         while True:
             if not pipe.poll(self._limit):
                 self._stop()
@@ -109,8 +116,10 @@ class Worker:
         self._number += 1
         self._logs.mkdir(parents=True, exist_ok=True)
         mine, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=_serve, args=(theirs, str(self._log)), daemon=True)
-        self._process.start()
+        # The server's environment is that of its start; a worker has the caller's of now.
+        arguments = (theirs, str(self._log), dict(os.environ))
+        self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
+        _start_without_main(self._process)
         theirs.close()
         self._pipe = mine
         return mine
@@ -141,8 +150,19 @@ class Worker:
         self._process = self._pipe = None
 
 
-def _serve(pipe: Connection, log: str) -> None:
+def _start_without_main(process: ForkServerProcess) -> None:
+    """Start a process that does not import the caller's script again: it need not have been written for that."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+    try:
+        process.start()
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _serve(pipe: Connection, log: str, environment: dict[str, str]) -> None:
     """The child: evaluate what comes through the pipe. What kernels print goes to the log."""
+    os.environ.clear()
+    os.environ.update(environment)
     _settle_down(log)
 
     def say(kind: str, value: Any) -> None:
@@ -150,19 +170,21 @@ def _serve(pipe: Connection, log: str) -> None:
 
     while True:
         try:
-            cells, policy = pipe.recv()
+            cells, policy, quick = pipe.recv()
         except EOFError:
             return
-        for row in _evaluator(cells)(cells, policy, lambda cell_id, what: say("begin", cell_id)):
+        for row in _evaluator(cells, quick)(cells, policy, lambda cell_id, what: say("begin", cell_id)):
             say("row", row)
         say("end", None)
 
 
-def _evaluator(cells: list[Cell]) -> Callable[..., Iterator[Row]]:
-    """What makes rows of a group: of kernels, or of the programs of the pipeline study."""
+def _evaluator(cells: list[Cell], quick: bool) -> Callable[..., Iterator[Row]]:
+    """What makes rows of a group: of kernels, in a quick check of them, or of the programs of the pipeline study."""
     from . import evaluation
     from .pipeline import evaluation as programs
 
+    if quick:
+        return lambda cells, policy, phase: map(evaluation.quick_check, cells)
     return programs.evaluate_each if cells and cells[0].program else evaluation.evaluate_each
 
 

@@ -85,6 +85,7 @@ extern "C" __global__ __launch_bounds__(kBlock) void bwd_channel_last(const Para
     }
     __syncthreads();
 
+    const Tail tail = gradient_tail(p, batch);
     acc_t mine[kSums][kVec] = {};
     for (int step = 0; step < kSteps; ++step) {
         const int row = down * kSteps + step;
@@ -101,7 +102,7 @@ extern "C" __global__ __launch_bounds__(kBlock) void bwd_channel_last(const Para
             for (int w = 0; w < kWidth; ++w)
                 if (counts && (!kSeqIdx || w >= from)) mine[w][i] += g * to_float(x_tile[row + w][across].v[i]);
             mine[kWidth][i] += g;
-            if (kStates && i < channels && inside) sum += final_gradient(p, Tail(p, batch), batch, dim + i, t);
+            if (kStates && i < channels && inside) sum += final_gradient(p, tail, batch, dim + i, t);
             result.v[i] = from_float<elem_t>(sum);
         }
         if (inside) store_part(dx + t * p.dx_seq_stride, result, p.dx_dim_stride, channels, dx_vectors);
@@ -109,7 +110,7 @@ extern "C" __global__ __launch_bounds__(kBlock) void bwd_channel_last(const Para
     if (kStates && t0 == 0 && down == 0)
         for (int i = 0; i < kVec && i < channels; ++i)
             write_dinitial_states(
-                p, batch, dim + i, [&](index_t t) { return gradients[t][across * kVec + i]; }, [&](int w) { return weights[w][across * kVec + i]; });
+                p, tail, batch, dim + i, [&](index_t t) { return gradients[t][across * kVec + i]; }, [&](int w) { return weights[w][across * kVec + i]; });
 
     // Added up below one another, thread after thread.
     const index_t seq_tiles = ceil_div(p.seqlen, kTile);
@@ -154,8 +155,8 @@ static void launch_stage(int stage, const Params& p, stream_t stream) {
     const auto part = [](index_t tiles, index_t begin) { return tiles - begin < kGridLimit ? tiles - begin : kGridLimit; };
     for (index_t s = 0; stage == 0 && s < seq_tiles; s += kGridLimit)
         for (index_t d = 0; d < dim_tiles; d += kGridLimit)
-            launch<bwd_channel_last>(dim3(p.batch, part(seq_tiles, s), part(dim_tiles, d)), dim3(kBlock), stream, p, s, d);
-    if (stage == 1) launch<reduce>(dim3(ceil_div(p.dim, kReduceAcross) * kSums), dim3(kBlock), stream, p);
+            launch<bwd_channel_last>(grid_of(p.batch, part(seq_tiles, s), part(dim_tiles, d)), dim3(kBlock), stream, p, s, d);
+    if (stage == 1) launch<reduce>(grid_of(ceil_div(p.dim, kReduceAcross) * kSums), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("partial", "reduce")

@@ -45,9 +45,10 @@ extern "C" __global__ __launch_bounds__(kBlock) void bwd_naive(const Params p) {
     const auto gradient = [&](index_t to) { return inner_gradient(p, batch, dim, to); };
     acc_t sum = 0;
     for (int k = seen_by(p, batch, t); k-- > 0;) sum += weight(kWidth - 1 - k) * gradient(t + k);
-    if (kStates) sum += final_gradient(p, Tail(p, batch), batch, dim, t);
+    const Tail tail = gradient_tail(p, batch);
+    if (kStates) sum += final_gradient(p, tail, batch, dim, t);
     static_cast<elem_t*>(p.dx)[batch * p.dx_batch_stride + dim * p.dx_dim_stride + t * p.dx_seq_stride] = from_float<elem_t>(sum);
-    if (t == 0) write_dinitial_states(p, batch, dim, gradient, weight);
+    if (t == 0) write_dinitial_states(p, tail, batch, dim, gradient, weight);
 }
 
 // Block (dim, w): dweight[dim, w], and dbias[dim] where w is width.
@@ -80,8 +81,8 @@ static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int stage, const Params& p, stream_t stream) {
     const index_t rows = kChannelLast ? p.batch * p.seqlen * ceil_div(p.dim, kBlock) : p.batch * p.dim * ceil_div(p.seqlen, kBlock);
-    if (stage == 0) launch<bwd_naive>(dim3(rows), dim3(kBlock), stream, p);
-    if (stage == 1) launch<dweight>(dim3(p.dim * (kWidth + 1)), dim3(kBlock), stream, p);
+    if (stage == 0) launch<bwd_naive>(grid_of(rows), dim3(kBlock), stream, p);
+    if (stage == 1) launch<dweight>(grid_of(p.dim * (kWidth + 1)), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("dx", "dweight")

@@ -197,7 +197,7 @@ static int64_t workspace_bytes(const Params& p) { return Plan(p).parts * kSums *
 static void launch_stage(int stage, const Params& p, stream_t stream) {
     const Plan plan(p);
     if (stage == 0)
-        launch<bwd_persistent>(dim3(plan.parts * plan.slabs), dim3(kBlock), stream, p, static_cast<uint32_t>(plan.slabs), plan.share);
+        launch<bwd_persistent>(grid_of(plan.parts * plan.slabs), dim3(kBlock), stream, p, static_cast<uint32_t>(plan.slabs), plan.share);
     if (stage == 1) launch<reduce>(grid_of_sums<kReduceAcross>(p), dim3(kReduceAcross * kReduceDown), stream, p, plan.parts);
 }
 

@@ -8,8 +8,8 @@
 //                   |
 //   dx           [ chunk ]                           shared -> registers -> shared -> global
 //   sums  dweight, dbias of this (batch, channel)    registers of the threads -> shared, a tree -> workspace
-//     |  stage 2: a thread per (channel, tap) adds the batches up in order
-//   dweight, dbias                                   the same bits in every run
+//     |  stage 2: a thread per (channel, tap) adds the batches up in order; one per (batch, channel) for the initial state
+//   dweight, dbias, dinitial_states                  the same bits in every run
 #include "cc1d/config.h"
 
 constexpr int kBlock = CC1D_BLOCK;
@@ -17,6 +17,12 @@ constexpr int kItems = kVec * CC1D_VECTORS;  // consecutive steps of a thread
 constexpr int kChunk = kBlock * kItems;
 constexpr int kHalo = kWidth - 1;
 constexpr int kSums = kWidth + 1;  // dweight and dbias
+
+constexpr int kKept = kSums + (kStates ? kHalo : 0);  // in the workspace, of a (batch, channel): and the first gradients
+
+__device__ inline acc_t weight_at(const Params& p, index_t dim, int w) {
+    return to_float(static_cast<const weight_t*>(p.weight)[dim * p.weight_dim_stride + w * p.weight_width_stride]);
+}
 
 // Elements [0, n) of a row into shared memory, and zeros up to `size`. The row begins at a step below `seqlen`.
 __device__ inline void block_load(elem_t* tile, int size, const elem_t* row, index_t stride, index_t n, bool vectors) {
@@ -32,6 +38,7 @@ extern "C" __global__ __launch_bounds__(kBlock) void bwd_two_stage(const Params 
     __shared__ elem_t dout_tile[kChunk + kHalo];  // then dx
     __shared__ acc_t gradients[kChunk + kHalo];
     __shared__ acc_t sums[kSums][kBlock];
+    __shared__ acc_t dfinal[kWidth];  // as it is at the last steps of the last sequence
 
     const index_t batch = blockIdx.x / p.dim, dim = blockIdx.x - batch * p.dim;
     const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim * p.x_dim_stride;
@@ -41,10 +48,12 @@ extern "C" __global__ __launch_bounds__(kBlock) void bwd_two_stage(const Params 
     const bool dout_vectors = p.dout_seq_stride == 1 && is_vector_aligned(dout, 0);
     const bool dx_vectors = p.dx_seq_stride == 1 && is_vector_aligned(dx, 0);
 
+    acc_t* kept = static_cast<acc_t*>(p.workspace) + index_t(blockIdx.x) * kKept;
     acc_t weight[kWidth], mine[kSums] = {};
-    for (int w = 0; w < kWidth; ++w)
-        weight[w] = to_float(static_cast<const weight_t*>(p.weight)[dim * p.weight_dim_stride + w * p.weight_width_stride]);
+    for (int w = 0; w < kWidth; ++w) weight[w] = weight_at(p, dim, w);
     const acc_t bias = p.bias ? to_float(static_cast<const weight_t*>(p.bias)[dim]) : acc_t(0);
+
+    const Tail tail = gradient_tail(p, batch);
 
     // x_tile[i] is step t0 - halo + i; dout_tile[i] and gradients[i] are step t0 + i.
     const auto seen = [&](index_t t) { return kSeqIdx ? static_cast<int>(first_seen(p, batch, t) - (t - kHalo)) : 0; };
@@ -59,6 +68,9 @@ extern "C" __global__ __launch_bounds__(kBlock) void bwd_two_stage(const Params 
         return d * activate_slope(sum);
     };
 
+    if (kStates)
+        for (int i = threadIdx.x; i < kHalo; i += kBlock) dfinal[i] = final_gradient(p, tail, batch, dim, tail.end - kHalo + i);
+
     for (index_t t0 = 0; t0 < p.seqlen; t0 += kChunk) {
         const index_t n = p.seqlen - t0;
         block_load(x_tile + kHalo, kChunk + kHalo, x + t0 * p.x_seq_stride, p.x_seq_stride, n, x_vectors);
@@ -67,10 +79,12 @@ extern "C" __global__ __launch_bounds__(kBlock) void bwd_two_stage(const Params 
         __syncthreads();
 
         const int first = threadIdx.x * kItems;
+        CC1D_STEP_BY_STEP
         for (int i = first; i < first + kItems; ++i) gradients[i] = gradient(t0 + i, i);
         for (int i = kChunk + threadIdx.x; i < kChunk + kHalo; i += kBlock) gradients[i] = gradient(t0 + i, i);
         __syncthreads();
 
+        CC1D_STEP_BY_STEP
         for (int i = first; i < first + kItems; ++i) {
             const index_t t = t0 + i;
             const acc_t g = gradients[i];
@@ -82,11 +96,11 @@ extern "C" __global__ __launch_bounds__(kBlock) void bwd_two_stage(const Params 
             for (int w = 0; w < kWidth; ++w)
                 if (counts && (!kSeqIdx || w >= from)) mine[w] += g * to_float(x_tile[i + w]);
             mine[kWidth] += g;
-            if (kStates && inside) sum += final_gradient(p, Tail(p, batch), batch, dim, t);
+            if (kStates && inside && tail.has(t)) sum += dfinal[tail.place(t)];
             dout_tile[i] = from_float<elem_t>(sum);
         }
-        if (kStates && t0 == 0 && threadIdx.x == 0)
-            write_dinitial_states(p, batch, dim, [&](index_t t) { return gradients[t]; }, [&](int w) { return weight[w]; });
+        if (kStates && t0 == 0)
+            for (int i = threadIdx.x; i < kHalo; i += kBlock) kept[kSums + i] = gradients[i];
         __syncthreads();
 
         elem_t* row = dx + t0 * p.dx_seq_stride;
@@ -104,27 +118,33 @@ extern "C" __global__ __launch_bounds__(kBlock) void bwd_two_stage(const Params 
         if (threadIdx.x < half)
             for (int w = 0; w < kSums; ++w) sums[w][threadIdx.x] += sums[w][threadIdx.x + half];
     }
-    acc_t* partial = static_cast<acc_t*>(p.workspace) + index_t(blockIdx.x) * kSums;
     if (threadIdx.x == 0)
-        for (int w = 0; w < kSums; ++w) partial[w] = sums[w][0];
+        for (int w = 0; w < kSums; ++w) kept[w] = sums[w][0];
 }
 
 extern "C" __global__ __launch_bounds__(kBlock) void reduce(const Params p) {
-    const index_t i = index_t(blockIdx.x) * kBlock + threadIdx.x;
-    if (i >= p.dim * kSums) return;
+    const index_t i = index_t(blockIdx.x) * kBlock + threadIdx.x, row = i - p.dim * kSums;
+    const acc_t* kept = static_cast<const acc_t*>(p.workspace);
+    if (kStates && row >= 0 && row < p.batch * p.dim) {
+        const index_t batch = row / p.dim, dim = row - batch * p.dim;
+        const acc_t* first = kept + row * kKept + kSums;
+        write_dinitial_states(p, gradient_tail(p, batch), batch, dim, [&](index_t t) { return first[t]; }, [&](int w) { return weight_at(p, dim, w); });
+    }
+    if (row >= 0) return;
     const index_t dim = i / kSums;
     const int w = static_cast<int>(i - dim * kSums);
     acc_t sum = 0;
-    for (index_t batch = 0; batch < p.batch; ++batch) sum += static_cast<const acc_t*>(p.workspace)[batch * p.dim * kSums + i];
+    for (index_t batch = 0; batch < p.batch; ++batch) sum += kept[(batch * p.dim + dim) * kKept + w];
     if (w < kWidth) static_cast<weight_t*>(p.dweight)[dim * p.dweight_dim_stride + w * p.dweight_width_stride] = from_float<weight_t>(sum);
     else if (p.dbias) static_cast<weight_t*>(p.dbias)[dim] = from_float<weight_t>(sum);
 }
 
-static int64_t workspace_bytes(const Params& p) { return p.batch * p.dim * kSums * sizeof(acc_t); }
+static int64_t workspace_bytes(const Params& p) { return p.batch * p.dim * kKept * sizeof(acc_t); }
 
 static void launch_stage(int stage, const Params& p, stream_t stream) {
-    if (stage == 0) launch<bwd_two_stage>(dim3(p.batch * p.dim), dim3(kBlock), stream, p);
-    if (stage == 1) launch<reduce>(dim3(ceil_div(p.dim * kSums, kBlock)), dim3(kBlock), stream, p);
+    if (stage == 0) launch<bwd_two_stage>(grid_of(p.batch * p.dim), dim3(kBlock), stream, p);
+    const index_t results = p.dim * kSums + (kStates ? p.batch * p.dim : 0);
+    if (stage == 1) launch<reduce>(grid_of(ceil_div(results, kBlock)), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("partial", "reduce")

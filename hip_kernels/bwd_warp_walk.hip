@@ -211,7 +211,7 @@ static int64_t workspace_bytes(const Params& p) {
 
 template <auto Kernel>
 static void launch_walk(const Params& p, const Plan& plan, stream_t stream) {
-    launch<Kernel>(dim3(p.dim * plan.splits), dim3(kBlock), stream, p, Divisor(plan.runs), Divisor(plan.splits), static_cast<uint32_t>(plan.share));
+    launch<Kernel>(grid_of(p.dim * plan.splits), dim3(kBlock), stream, p, Divisor(plan.runs), Divisor(plan.splits), static_cast<uint32_t>(plan.share));
 }
 
 static void launch_stage(int stage, const Params& p, stream_t stream) {

@@ -18,7 +18,7 @@ extern "C" __global__ __launch_bounds__(kBlock) void copy(const Params p) {
 static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
-    launch<copy>(dim3(ceil_div(p.batch * p.dim * p.seqlen, kBlock * kVec)), dim3(kBlock), stream, p);
+    launch<copy>(grid_of(ceil_div(p.batch * p.dim * p.seqlen, kBlock * kVec)), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("copy")

@@ -8,7 +8,7 @@ extern "C" __global__ __launch_bounds__(32) void empty(const Params) {}
 static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
-    launch<empty>(dim3(1), dim3(32), stream, p);
+    launch<empty>(grid_of(1), dim3(32), stream, p);
 }
 
 CC1D_EXPORT("empty")

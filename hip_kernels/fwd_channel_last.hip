@@ -82,14 +82,14 @@ extern "C" __global__ __launch_bounds__(kBlock) void fwd_channel_last(const Para
         if (t < p.seqlen) store_part(out + t * p.out_seq_stride, result, p.out_dim_stride, channels, out_vectors);
     }
     if (kStates && down == 0 && t0 + kTileSeqlen >= p.seqlen)
-        for (index_t i = 0; i < kVec && i < channels; ++i) write_final_states(p, batch, dim + i);
+        write_final_states(p, batch, dim, static_cast<int>(channels < kVec ? channels : kVec));
 }
 
 static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
     const index_t blocks = p.batch * ceil_div(p.seqlen, kTileSeqlen) * ceil_div(p.dim, kTileDim);
-    launch<fwd_channel_last>(dim3(blocks), dim3(kBlock), stream, p);
+    launch<fwd_channel_last>(grid_of(blocks), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("conv")

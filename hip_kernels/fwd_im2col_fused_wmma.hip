@@ -173,7 +173,7 @@ static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
     const index_t tiles = p.batch * ceil_div(p.dim, kChannels) * ceil_div(p.seqlen, kSteps);
-    launch<fwd_im2col_fused_wmma>(dim3(tiles), dim3(kBlock), stream, p);
+    launch<fwd_im2col_fused_wmma>(grid_of(tiles), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("conv")

@@ -104,10 +104,10 @@ static int64_t workspace_bytes(const Params& p) {
 
 static void launch_stage(int stage, const Params& p, stream_t stream) {
     const Shape s(p);
-    const auto threads = [](index_t n) { return dim3(ceil_div(n, kBlock)); };
+    const auto threads = [](index_t n) { return grid_of(ceil_div(n, kBlock)); };
     if (stage == 0) launch<im2col>(threads(p.batch * s.rows * s.depth), dim3(kBlock), stream, p);
     if (stage == 1) launch<expand_weight>(threads(s.depth * s.cols), dim3(kBlock), stream, p);
-    if (stage == 2) launch<gemm>(dim3(ceil_div(p.batch * s.tiles(), kWaves)), dim3(kBlock), stream, p);
+    if (stage == 2) launch<gemm>(grid_of(ceil_div(p.batch * s.tiles(), kWaves)), dim3(kBlock), stream, p);
     if (stage == 3) launch<bias>(threads(p.batch * p.dim * p.seqlen), dim3(kBlock), stream, p);
 }
 

@@ -50,7 +50,7 @@ static index_t blocks(const Params& p) {
 static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
-    launch<fwd_naive>(dim3(blocks(p)), dim3(kBlock), stream, p);
+    launch<fwd_naive>(grid_of(blocks(p)), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("conv")

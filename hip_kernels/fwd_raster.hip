@@ -3,7 +3,8 @@
 // With the channels contiguous, no lane needs what another has. A thread takes a few neighbouring channels (8 bytes) of
 // `steps` steps, loads those and the `width - 1` before them at once, and never loops: what hides the latency is the
 // number of loads in flight and the number of threads, not a walk. The steps before the tile were just read by the
-// neighbouring tile, so they come from L1 or L2. Tiles at an edge, and rows that are not aligned, go element by element.
+// neighbouring tile, so they come from L1 or L2. Tiles at an edge, and rows that are not aligned, go element by element; the
+// first tile of a row takes its initial state, and the last one writes the final state.
 //
 //            channels ->
 //   x      [ halo: width - 1 steps   ]      cache
@@ -12,6 +13,7 @@
 //   out    [ tile: 8 bytes x steps   ]      registers -> global
 #include "cc1d/config.h"
 #include "cc1d/packed.h"
+#include "cc1d/sequences.h"
 
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kSteps = CC1D_STEPS;
@@ -43,16 +45,28 @@ __device__ inline void store_edge(const Params& p, elem_t* out, const lanes_t& v
         if (i < channels) out[i * p.out_dim_stride] = v.get(i);
 }
 
+// The initial state at step `t` below 0.
+__device__ inline lanes_t load_initial_states(const Params& p, index_t batch, index_t dim, index_t t) {
+    lanes_t v = lanes_t::zero();
+    for (int i = 0; i < kLanes; ++i)
+        if (dim + i < p.dim) v.put(i, x_at(p, batch, dim + i, t));
+    return v;
+}
+
 // `kWhole`: all of the tile exists and lies in vectors. Else what exists of it goes element by element.
 template <bool kWhole>
-__device__ inline void convolve(const Params& p, const elem_t* x, elem_t* out, index_t dim, index_t t0) {
+__device__ inline void convolve(const Params& p, const elem_t* x, elem_t* out, index_t batch, index_t dim, index_t t0) {
     const index_t channels = p.dim - dim;
     lanes_t rows[kHalo + kSteps];
     for (int r = 0; r < kHalo + kSteps; ++r) {
         const index_t t = t0 + r - kHalo;
         const elem_t* from = x + (r - kHalo) * p.x_seq_stride;
         rows[r] = kWhole ? lanes_t::load(from) : load_edge(p, from, channels, t >= 0 && t < p.seqlen);
+        if constexpr (kStates && !kWhole)
+            if (t < 0) rows[r] = load_initial_states(p, batch, dim, t);
     }
+    SeqIdx<kSteps> seq_idx;
+    if constexpr (kSeqIdx) seq_idx.load(p, batch, t0);
 
     acc_t weight[kLanes * kWidth], bias[kLanes] = {};  // weight: channel by channel, as in memory
     const weight_t* weights = static_cast<const weight_t*>(p.weight) + dim * p.weight_dim_stride;
@@ -68,12 +82,15 @@ __device__ inline void convolve(const Params& p, const elem_t* x, elem_t* out, i
         }
     }
 
+    Sequences<kSteps> sequences;
+    if constexpr (kSeqIdx) sequences.find(seq_idx, t0);
     for (int step = 0; step < kSteps; ++step) {
         acc_t result[kLanes];
         for (int i = 0; i < kLanes; ++i) {
             acc_t sum = bias[i];
-            for (int w = 0; w < kWidth; ++w) sum += weight[i * kWidth + w] * rows[step + w].at(i);
-            result[i] = activate(sum);
+            for (int w = 0; w < kWidth; ++w)
+                if (!kSeqIdx || sequences.sees(step, kHalo - w)) sum += weight[i * kWidth + w] * rows[step + w].at(i);
+            result[i] = kSeqIdx && sequences.is_padding(step) ? acc_t(0) : activate(sum);
         }
         elem_t* to = out + step * p.out_seq_stride;
         if (kWhole) lanes_t::from(result).store(to);
@@ -93,15 +110,16 @@ extern "C" __global__ __launch_bounds__(kBlock, kResident / kBlock) void fwd_ras
     const bool vectors = p.x_dim_stride == 1 && is_vector_aligned<CC1D_BYTES>(x, p.x_seq_stride) && p.out_dim_stride == 1 &&
                          is_vector_aligned<CC1D_BYTES>(out, p.out_seq_stride);
     const bool whole = dim + kLanes <= p.dim && t0 >= kHalo && t0 + kSteps <= p.seqlen;
-    if (vectors && whole) convolve<true>(p, x, out, dim, t0);
-    else convolve<false>(p, x, out, dim, t0);
+    if (vectors && whole) convolve<true>(p, x, out, batch, dim, t0);
+    else convolve<false>(p, x, out, batch, dim, t0);
+    if (kStates && t0 + kSteps >= p.seqlen) write_final_states(p, batch, dim, static_cast<int>(p.dim - dim < kLanes ? p.dim - dim : kLanes));
 }
 
 static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
     const Grid grid(p);
-    launch<fwd_raster>(dim3(p.batch * grid.down * grid.across), dim3(kBlock), stream, p);
+    launch<fwd_raster>(grid_of(p.batch * grid.down * grid.across), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("conv")

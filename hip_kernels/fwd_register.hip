@@ -5,7 +5,7 @@
 // shuffle; the first lane of a wave loads them. Rows that do not begin on a 16-byte boundary keep the aligned
 // frame of memory: the convolution is shift invariant, so the frame starts a few elements early. The first and the last
 // run of a row are read whole, too, where what lies beside the row is still within the tensor, and masked; they are
-// stored element by element.
+// stored element by element. An initial state enters where a row begins; who holds a row's end writes its final state.
 //
 //   row    . . [ x x x x x x x x x x x x x x x x x ] . .      of memory; | marks 16 bytes
 //   frame  |       |       |       |       |       |
@@ -14,6 +14,7 @@
 //   out    . . [ y y y y y y y y y y y y y y y y y ] . .      one run each
 #include "cc1d/config.h"
 #include "cc1d/packed.h"
+#include "cc1d/sequences.h"
 
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kRun = kVec * CC1D_VECTORS;  // neighbouring elements of a thread
@@ -21,6 +22,8 @@ constexpr int kHalo = kWidth - 1;
 constexpr int kHaloPad = kHalo > kVec ? 2 * kVec : kVec;  // whole vectors that hold the halo
 static_assert(kHalo <= kRun && kHalo <= kHaloPad, "the halo lies in one run");
 static_assert(!kChannelLast, "rows run along the sequence");
+// With states as many threads to a multiprocessor as 48 registers allow; else the compiler's own choice is as good.
+constexpr int kMinBlocks = kStates && !kSeqIdx && kWidth <= 4 ? 1280 / kBlock : 0;
 using run_t = Packed<elem_t, kRun>;
 using halo_t = Packed<elem_t, kHaloPad>;
 
@@ -55,7 +58,20 @@ struct Run {
 
 __device__ inline int clamp_to_run(index_t i) { return i < 0 ? 0 : i > kRun ? kRun : static_cast<int>(i); }
 
-extern "C" __global__ __launch_bounds__(kBlock) void fwd_register(const Params p, const Divisor runs, const Divisor dims) {
+// The initial state, where steps below 0 lie: in the halo, and at the front of a run whose frame begins early (both hold 0).
+__device__ inline void put_initial_states(const Params& p, index_t batch, index_t dim, index_t t, halo_t& halo, run_t& own) {
+    if (!p.initial_states) return;
+    const index_t stride = p.initial_states_width_stride;
+    const elem_t* step0 = static_cast<const elem_t*>(p.initial_states) + batch * p.initial_states_batch_stride +
+                          dim * p.initial_states_dim_stride + kHalo * stride;  // where step 0 would be
+    const auto is_there = [](index_t step) { return step >= -kHalo && step < 0; };
+    for (int i = 1; i <= kHalo; ++i)
+        if (is_there(t - i)) halo.put(kHaloPad - i, step0[(t - i) * stride]);
+    for (int i = 0; i < kVec - 1; ++i)
+        if (is_there(t + i)) own.put(i, step0[(t + i) * stride]);
+}
+
+extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void fwd_register(const Params p, const Divisor runs, const Divisor dims) {
     const uint32_t number = blockIdx.x * kBlock + threadIdx.x;
     const uint32_t row = runs(number), batch = dims(row), dim = row - batch * dims.d;
     const bool exists = batch < p.batch;  // the others stay for the shuffle
@@ -73,7 +89,9 @@ extern "C" __global__ __launch_bounds__(kBlock) void fwd_register(const Params p
     const elem_t* begin = static_cast<const elem_t*>(p.x);
     const elem_t* end = begin + (p.batch - 1) * p.x_batch_stride + (p.dim - 1) * p.x_dim_stride + p.seqlen;
     const Run run{first, last, alike && first == 0 && last == kRun, alike && first < last && x >= begin && x + kRun <= end};
-    const run_t own = run.load(x, p.x_seq_stride);
+    run_t own = run.load(x, p.x_seq_stride);
+    SeqIdx<kRun> seq_idx;
+    if constexpr (kSeqIdx) seq_idx.load(p, batch, t);
 
     // The first lane has nobody below.
     halo_t halo = halo_t::zero();
@@ -85,6 +103,8 @@ extern "C" __global__ __launch_bounds__(kBlock) void fwd_register(const Params p
                 if (i <= t) halo.put(kHaloPad - i, x[-i * p.x_seq_stride]);
         }
     }
+    if constexpr (kStates)
+        if (exists && t < kHalo) put_initial_states(p, batch, dim, t, halo, own);
 
     acc_t weight[kWidth];
     const weight_t* taps = static_cast<const weight_t*>(p.weight) + dim * p.weight_dim_stride;
@@ -95,23 +115,27 @@ extern "C" __global__ __launch_bounds__(kBlock) void fwd_register(const Params p
     }
     const acc_t bias = p.bias ? to_float(static_cast<const weight_t*>(p.bias)[dim]) : acc_t(0);
 
-    // What the lane below holds is what lies before, except at the beginning of a row, where there is nothing.
+    // What the lane below holds is what lies before, except at the beginning of a row: there is nothing, or the initial state.
     for (int w = 0; w < halo_t::kWords; ++w) {
         const bool needed = (w + 1) * halo_t::kPerWord > kHaloPad - kHalo;
         const uint32_t below = needed ? shuffle_up(own.words[run_t::kWords - halo_t::kWords + w], 1) : 0;
-        halo.words[w] = lane_id() == 0 ? halo.words[w] : t > 0 ? below : 0;
+        halo.words[w] = lane_id() == 0 || (kStates && t <= 0) ? halo.words[w] : t > 0 ? below : 0;
     }
     acc_t values[kHalo + kRun];
     for (int i = 0; i < kHalo; ++i) values[i] = halo.at(kHaloPad - kHalo + i);
     for (int i = 0; i < kRun; ++i) values[kHalo + i] = own.at(i);
 
+    Sequences<kRun> sequences;
+    if constexpr (kSeqIdx) sequences.find(seq_idx, t);
     acc_t result[kRun];
     for (int i = 0; i < kRun; ++i) {
         acc_t sum = bias;
-        for (int w = 0; w < kWidth; ++w) sum += weight[w] * values[i + w];
-        result[i] = activate(sum);
+        for (int w = 0; w < kWidth; ++w)
+            if (!kSeqIdx || sequences.sees(i, kHalo - w)) sum += weight[w] * values[i + w];
+        result[i] = kSeqIdx && sequences.is_padding(i) ? acc_t(0) : activate(sum);
     }
     run.store(out, p.out_seq_stride, run_t::from(result));
+    if (kStates && first < last && t + kRun >= p.seqlen) write_final_states(p, batch, dim);
 }
 
 // Runs of a row. A frame may begin up to kVec - 1 elements before its row; when all rows are aligned, none does.
@@ -120,11 +144,13 @@ static index_t runs_of_row(const Params& p) {
     return ceil_div(p.seqlen + (aligned ? 0 : kVec - 1), kRun);
 }
 
+constexpr int64_t kMaxNumbers = int64_t{1} << 31;  // of runs: what Divisor divides
+
 static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
     const index_t blocks = ceil_div(p.batch * p.dim * runs_of_row(p), kBlock);
-    launch<fwd_register>(dim3(blocks), dim3(kBlock), stream, p, Divisor(runs_of_row(p)), Divisor(p.dim));
+    launch<fwd_register>(grid_of(blocks, 1, 1, kMaxNumbers / kBlock), dim3(kBlock), stream, p, Divisor(runs_of_row(p)), Divisor(p.dim));
 }
 
 CC1D_EXPORT("conv")

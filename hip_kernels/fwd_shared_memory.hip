@@ -88,7 +88,7 @@ extern "C" __global__ __launch_bounds__(kBlock) void fwd_shared_memory(const Par
 static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
-    launch<fwd_shared_memory>(dim3(p.batch * p.dim), dim3(kBlock), stream, p);
+    launch<fwd_shared_memory>(grid_of(p.batch * p.dim), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("conv")

@@ -186,7 +186,7 @@ static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
     const index_t blocks = ceil_div(p.batch * p.dim * runs_of_row(p), kWaves);
-    launch<fwd_toeplitz_wmma>(dim3(blocks), dim3(kBlock), stream, p, Divisor(runs_of_row(p)), Divisor(p.dim));
+    launch<fwd_toeplitz_wmma>(grid_of(blocks), dim3(kBlock), stream, p, Divisor(runs_of_row(p)), Divisor(p.dim));
 }
 
 CC1D_EXPORT("conv")

@@ -23,7 +23,7 @@ extern "C" __global__ __launch_bounds__(kBlock) void update_naive(const Params p
 static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
-    launch<update_naive>(dim3(ceil_div(p.batch * p.dim, kBlock)), dim3(kBlock), stream, p);
+    launch<update_naive>(grid_of(ceil_div(p.batch * p.dim, kBlock)), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("update")

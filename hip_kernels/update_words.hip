@@ -71,8 +71,8 @@ static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
     const index_t groups = p.dim / kLanes;
-    if (is_plain(p)) launch<update_words>(dim3(ceil_div(groups * p.batch, kBlock)), dim3(kBlock), stream, p, Divisor(groups));
-    else launch<update_channel>(dim3(ceil_div(p.batch * p.dim, kBlock)), dim3(kBlock), stream, p);
+    if (is_plain(p)) launch<update_words>(grid_of(ceil_div(groups * p.batch, kBlock)), dim3(kBlock), stream, p, Divisor(groups));
+    else launch<update_channel>(grid_of(ceil_div(p.batch * p.dim, kBlock)), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("update")

@@ -17,6 +17,8 @@ _BWD_LAST = {"op": "bwd", "layout": "channel_last", "seqlen": 131, "dim": 70}
 _UPDATE = {"op": "update", "seqlen": 3}
 _DECODE = "include/cc1d/decode.h"
 _PACKED = {"states": True, "seq_idx": True}
+_FRAME = {**_PACKED, "view": "misaligned"}
+_SHORT = {**_PACKED, "seqlen": 70, "dtype": "bfloat16"}
 _GEMM = {"dtype": "float16", "seqlen": 37, "dim": 20}
 
 
@@ -39,6 +41,7 @@ def _bug(name: str, variant: str, old: str, new: str, nth: int = 0, file: str = 
     backward |= {"update_naive": _UPDATE, "update_words": {"op": "update", "seqlen": 1, "dim": 8}}
     defaults = backward | {"fwd_shared_memory": _SHARED, "fwd_channel_last": _LAST, "fwd_im2col_wmma": _GEMM}
     defaults |= {"fwd_im2col_fused_wmma": _GEMM, "fwd_toeplitz_wmma": _GEMM}
+    defaults |= {"fwd_raster": _LAST}
     values = {"batch": 2, "dim": 6, "seqlen": 131, **defaults.get(variant, {}), **case}
     return Planted(name, variant, old, new, Case(**values), file or f"{variant}.hip", nth)
 
@@ -102,8 +105,8 @@ BUGS = (
     _bug(
         "channels past the end stored",
         "fwd_channel_last",
-        "if (i < n) p[i * stride]",
-        "p[i * stride]",
+        "if (i < n) *p",
+        "*p",
         file="include/cc1d/config.h",
         view="channel_slice",
     ),
@@ -140,6 +143,42 @@ BUGS = (
         "while (end > 0 && is_padding(p, batch, end - 1)) --end;",
         "",
         file="include/cc1d/states.h",
+        seqlen=100,
+        **_PACKED,
+    ),
+    _bug("initial state of an aligned row", "fwd_register", "step0[(t - i)", "step0[-i", **_FRAME),
+    _bug("initial state only in the halo", "fwd_register", "if (is_there(t + i)) own", "if (false) own", **_FRAME),
+    _bug("final state by the first lane", "fwd_register", "t + kRun >= p.seqlen) write", "t == 0) write", **_SHORT),
+    _bug("own run in the wrong sequence", "fwd_register", "kHalo - w))", "kHalo - w - 1))", **_PACKED),
+    _bug(
+        "two steps back counted as one",
+        "fwd_register",
+        "~(differs << d)",
+        "~differs",
+        file="include/cc1d/sequences.h",
+        **_PACKED,
+    ),
+    _bug(
+        "bits not shifted into place",
+        "fwd_raster",
+        "differs >>= seq_idx.lead;",
+        "",
+        file="include/cc1d/sequences.h",
+        **_PACKED,
+    ),
+    _bug(
+        "step 0 begins a sequence",
+        "fwd_raster",
+        "if (t <= kHalo) differs",
+        "if (false) differs",
+        file="include/cc1d/sequences.h",
+        **_PACKED,
+    ),
+    _bug(
+        "initial state of the wrong channel",
+        "fwd_raster",
+        "x_at(p, batch, dim + i, t)",
+        "x_at(p, batch, dim, t)",
         **_PACKED,
     ),
     _bug("taps of dx reversed", "bwd_naive", "weight(kWidth - 1 - k)", "weight(k)"),
@@ -176,8 +215,15 @@ BUGS = (
     _bug(
         "gradient of the state dropped",
         "bwd_two_stage",
-        "sum += final_gradient",
-        "sum += 0 * final_gradient",
+        "sum += dfinal",
+        "sum += 0 * dfinal",
+        **_PACKED,
+    ),
+    _bug(
+        "first gradients of the next batch",
+        "bwd_two_stage",
+        "kept + row * kKept",
+        "kept + (row + 1) % (p.batch * p.dim) * kKept",
         **_PACKED,
     ),
     _bug("barrier after the load missing", "bwd_channel_last", "__syncthreads();", ""),

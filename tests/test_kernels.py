@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cc1d_lab import build, kernel, reference, variants
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
+from cc1d_lab.errors import LaunchError
 from cc1d_lab.evaluation import evaluate
 
 KERNELS = [v for v in variants.select("all") if v.name.startswith("fwd_")]
@@ -40,6 +41,13 @@ def test_variant_is_right_at_awkward_lengths(variant: variants.Variant, dtype: s
             _assert_ok(variant, case)
 
 
+@pytest.mark.parametrize("view", ["sliced_input", "batch_second"])
+@pytest.mark.parametrize("variant", KERNELS, ids=lambda v: v.name)
+def test_variant_is_right_where_x_and_out_lie_otherwise(variant: variants.Variant, view: str) -> None:
+    for case in _suited(variant, dtype="float16", view=view, seqlen=150):
+        _assert_ok(variant, case)
+
+
 @pytest.mark.parametrize("arch", ["wave64", "wave32_gfx12"])
 @pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)
 def test_variant_is_right_at_every_wave_size(variant: variants.Variant, arch: str) -> None:
@@ -52,6 +60,17 @@ def test_variant_is_right_at_its_widths(variant: variants.Variant) -> None:
     for width in (1, 2, 3, 5, 8):
         for case in _suited(variant, dtype="bfloat16", seqlen=67, width=width):
             _assert_ok(variant, case)
+
+
+@pytest.mark.parametrize("features", [("states",), ("seq_idx",), ("states", "seq_idx")], ids="+".join)
+@pytest.mark.parametrize("variant", [v for v in KERNELS if v.rank == 5], ids=lambda v: v.name)
+def test_fast_variant_is_right_with_states_and_packed_sequences(
+    variant: variants.Variant, features: tuple[str, ...]
+) -> None:
+    width = 8 if len(features) == 2 else 4
+    for seqlen, view in ((1, "contiguous"), (9, "misaligned"), (65, "channel_slice"), (130, "misaligned")):
+        for case in _suited(variant, dtype="bfloat16", seqlen=seqlen, view=view, width=width):
+            _assert_ok(variant, replace(case, **dict.fromkeys(features, True)))
 
 
 def test_naive_takes_a_width_beyond_the_sequence() -> None:
@@ -73,6 +92,29 @@ def test_every_choice_of_a_tunable_is_right(variant: variants.Variant) -> None:
             for case in _suited(variant, dtype="float16", seqlen=150)[:1]:
                 row = evaluate([Cell(variant.name, "cpu", case, {name: value})])[0]
                 assert row["status"] == "ok", f"{name}={value}: {row['reason']}"
+
+
+WITHOUT_WORKSPACE = [v for op in ("fwd", "bwd", "update") for v in variants.select("all", op) if len(v.stages) == 1]
+
+
+@pytest.mark.parametrize("variant", [*WITHOUT_WORKSPACE, variants.get("bwd_naive")], ids=lambda v: v.name)
+def test_more_blocks_than_a_grid_can_have_are_refused(variant: variants.Variant) -> None:
+    """Modulo 2^32 there would be a few blocks left, and most of the output unwritten."""
+    case = Case(2**40 + 3, 1, 1, op=variant.op, layout=variant.layouts[0])
+    x = torch.full((1, 1, 1), 7.0).expand(case.batch, 1, 1)
+    outputs = {"dx": x, "dout": x, "dweight": torch.zeros(1, 4)} if variant.op == "bwd" else {"out": x}
+    outputs |= {"conv_state": x.expand(-1, -1, 3)} if variant.op == "update" else {}
+    loaded = kernel.load(build.build(variant, case, {}, "cpu").library)
+    launch = kernel.bind(loaded, x, torch.zeros(1, 4), None, outputs.pop("out", None), **outputs)
+    with pytest.raises(
+        LaunchError, match=r"batch x dim x seqlen takes more blocks .* \(batch 1099511627779, dim 1, seq"
+    ):
+        launch()
+    assert x[0, 0, 0] == 7
+    fine = x[:2].clone()
+    again = {name: t[:2].clone() if t is x else t for name, t in outputs.items() if name != "conv_state"}
+    again |= {"conv_state": torch.zeros(2, 1, 3)} if variant.op == "update" else {}
+    kernel.bind(loaded, fine, torch.zeros(1, 4), None, None if variant.op == "bwd" else fine.clone(), **again)()
 
 
 # --- laws, bit for bit ---------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import pytest
 
 from cc1d_lab import variants
 
-# A process of its own: a stray access ends it. x and out are the last bytes before a page without access.
+# A process of its own: a stray access ends it. x, out, seq_idx and the states are the last bytes before a page without
+# access.
 SCRIPT = """
 import ctypes, mmap, sys
 import torch
@@ -26,13 +27,26 @@ def at_the_end(shape, dtype, last):
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     assert libc.mprotect(ctypes.c_void_p(address + pages * mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
     flat = torch.frombuffer(memory, dtype=dtype, count=size // dtype.itemsize, offset=pages * mmap.PAGESIZE - size)
+    if not last:
+        return flat.view(shape)
     batch, dim, seqlen = shape
-    return flat.view(batch, seqlen, dim).transpose(1, 2) if last else flat.view(shape)
+    return flat.view(batch, seqlen, dim).transpose(1, 2)
+
+def more(shape, dtype, packed):
+    # Inputs and outputs of a call with states and packed sequences.
+    if not packed:
+        return {}
+    batch, dim, seqlen = shape
+    seq_idx = at_the_end((batch, seqlen), torch.int32, False).copy_(torch.arange(seqlen) // 5)
+    seq_idx[-1, seqlen - seqlen // 8 :] = -1
+    states = [at_the_end((batch, dim, 3), dtype, False).fill_(1) for _ in range(2)]
+    return {"seq_idx": seq_idx, "initial_states": states[0], "final_states": states[1]}
 
 variant = variants.get(sys.argv[1])
-for dtype in variant.dtypes:
+packable = len(variant.features) == 2
+for dtype, packed in [(d, False) for d in variant.dtypes] + [("bfloat16", True)] * packable:
     for layout in variant.layouts:
-        config = Case(dtype=dtype, layout=layout)
+        config = Case(dtype=dtype, layout=layout, states=packed, seq_idx=packed)
         if dtype == "float64" or variants.why_not(variant, config, "cpu"):
             continue
         loaded = kernel.load(build.build(variant, config, {}, "cpu").library)
@@ -41,10 +55,12 @@ for dtype in variant.dtypes:
             x, out = (at_the_end(shape, torch_dtype, last) for _ in range(2))
             x.copy_(torch.randn(shape))
             weight, bias = torch.randn(shape[1], 4, dtype=torch_dtype), torch.randn(shape[1], dtype=torch_dtype)
-            kernel.bind(loaded, x, weight, bias, out)()
-            again = torch.empty_like(x)
-            kernel.bind(loaded, x.clone(), weight, bias, again)()
-            assert torch.equal(out, again), (dtype, layout, shape)
+            edge = more(shape, torch_dtype, packed)
+            kernel.bind(loaded, x, weight, bias, out, **edge)()
+            again, copies = torch.empty_like(x), {name: t.clone() for name, t in edge.items()}
+            kernel.bind(loaded, x.clone(), weight, bias, again, **copies)()
+            assert torch.equal(out, again), (dtype, layout, shape, packed)
+            assert all(torch.equal(t, copies[name]) for name, t in edge.items()), (dtype, layout, shape)
 print("done")
 """
 

@@ -276,19 +276,23 @@ def _leaves(tensors: tuple[torch.Tensor | None, ...], wide: bool) -> list[torch.
 
 def check_call(call: Call, **how: str) -> None:
     """Outputs and all gradients of a call against the reference in float64."""
-    tensors = call.tensors()
+    check_tensors(call.tensors(), call.silu, call.states, **how)
+
+
+def check_tensors(tensors: tuple[torch.Tensor | None, ...], silu: bool, states: bool, **how: str) -> None:
+    """`check_call` with x, weight, bias, seq_idx and initial_states, on their device."""
     mine, truth = _leaves(tensors, False), _leaves(tensors, True)
-    activation = "silu" if call.silu else None
-    results = causal_conv1d_fn(*mine, call.states, None, activation, **how)
-    expected = causal_conv1d_fn_ref(*truth, call.states, None, activation)
+    activation = "silu" if silu else None
+    results = causal_conv1d_fn(*mine, states, None, activation, **how)
+    expected = causal_conv1d_fn_ref(*truth, states, None, activation)
     results, expected = (r if isinstance(r, tuple) else (r,) for r in (results, expected))
-    g = torch.Generator().manual_seed(1)
-    gradients = [torch.randn(r.shape, generator=g).to(r.dtype) for r in results]
+    g = torch.Generator(results[0].device).manual_seed(1)
+    gradients = [torch.randn(r.shape, generator=g, device=r.device).to(r.dtype) for r in results]
     torch.autograd.backward(results, gradients)
     torch.autograd.backward(expected, [gradient.double() for gradient in gradients])
     for found, true in zip(results, expected, strict=True):
         _assert_rounded(found, true.detach())
-    terms = call.batch * max(call.seqlen, 1)
+    terms = mine[0].shape[0] * max(mine[0].shape[2], 1)
     for found, true in zip(mine, truth, strict=True):
         if found is not None and found.is_floating_point():
             assert found.grad.dtype == found.dtype
@@ -337,49 +341,6 @@ def test_every_variant_gives_the_same(op: str, last: bool, plain: bool) -> None:
             call = Call(dim=66, last=last, dtype=dtype, states=not plain, packed=not plain)
             if variant.executed_flops is None:
                 check_call(call, variant=variant.name)
-
-
-GRID = {
-    "dim": [64, 4128],
-    "seqlen": [1, 2, 8, 16, 32, 64, 128, 129, 130, 151, 256, 372, 512, 784, 1024, 1134, 2048, 4096],
-    "width": [2, 3, 4],
-    "silu": [False, True],
-    "bias": [False, True],
-}
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("last", [False, True], ids=["channel_first", "channel_last"])
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("width", GRID["width"])
-def test_the_whole_grid_of_the_field(dtype: torch.dtype, width: int, last: bool) -> None:
-    for silu, bias, states, seqlen in itertools.product([False, True], [False, True], [False, True], GRID["seqlen"]):
-        # dim 4128 only at short lengths: an emulated element is an element, whatever its dim.
-        for dim in GRID["dim"] if seqlen <= 151 else GRID["dim"][:1]:
-            check_call(
-                Call(2, dim, seqlen, width, dtype, torch.float32, last, silu, bias, states, sliced=True, seed=seqlen)
-            )
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("width", [2, 3, 4])
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_the_whole_update_grid_of_the_field(dtype: torch.dtype, width: int) -> None:
-    g = torch.Generator().manual_seed(width)
-    for dim, seqlen, ring, gathered in itertools.product([2048, 2064, 4096], [1, 4, 5], [False, True], [False, True]):
-        batch, state_len = 64, (width - 1 + seqlen) if ring else width - 1
-        x = torch.randn(batch, dim, seqlen, generator=g).to(dtype)
-        weight, bias = torch.randn(dim, width, generator=g), torch.randn(dim, generator=g)
-        states = torch.randn(10 * batch if gathered else batch, dim, state_len, generator=g).to(dtype)
-        rows = torch.randperm(10 * batch, generator=g)[:batch].int() if gathered else None
-        if rows is not None:
-            rows[-3:] = -1
-        steps = torch.randint(0, 1024, (batch,), generator=g).int() if ring else None
-        mine, theirs = states.clone(), states.double()
-        out = causal_conv1d_update(x, mine, weight, bias, "silu", steps, rows)
-        truth = causal_conv1d_update_ref(x.double(), theirs, weight.double(), bias.double(), "silu", steps, rows)
-        _assert_rounded(out, truth)
-        assert torch.equal(mine.double(), theirs)
 
 
 # --- gradients ------------------------------------------------------------------------------------
@@ -597,36 +558,6 @@ def test_any_strides_of_x_and_of_its_gradient(view: Callable[[torch.Tensor], tor
     causal_conv1d_fn(leaf, weight, activation="silu").backward(dout)
     causal_conv1d_fn_ref(twin, weight, activation="silu").backward(dout)
     torch.testing.assert_close(leaf.grad, twin.grad, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("op", ["fwd", "bwd"])
-@pytest.mark.parametrize("far", ["batch", "dim", "seq"])
-def test_offsets_past_32_bits(tmp_path: Path, op: str, far: str) -> None:
-    """Elements that lie 2^32 apart in a sparse file: few pages of it exist."""
-    strides = {"batch": 2**32 + 64, "dim": 2**31 + 8, "seq": 2**31 + 8}[far]
-    shape, stride = (2, 2, 3), {"batch": (strides, 3, 1), "dim": (16, strides, 1), "seq": (16, 2, strides)}[far]
-    size = sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) + 1
-    x = torch.from_file(str(tmp_path / "x"), shared=True, size=size, dtype=torch.float16).as_strided(shape, stride)
-    near = torch.randn(shape).half()
-    x.copy_(near)
-    weight = torch.randn(2, 4)
-    for variant in variants.select("all", op):
-        if variant.executed_flops is None and choice.layout_of(x) in variant.layouts:
-            leaves = [x.requires_grad_(op == "bwd"), near.clone().requires_grad_(op == "bwd")]
-            near_variant = "fwd_naive+bwd_naive"
-            outs = [causal_conv1d_fn(leaves[0], weight, variant=variant.name)]
-            outs.append(causal_conv1d_fn(leaves[1], weight, variant=near_variant))
-            assert torch.equal(*outs), variant.name
-            if op == "bwd":
-                grads = [torch.autograd.grad(o.float().sum(), leaf)[0] for o, leaf in zip(outs, leaves, strict=True)]
-                torch.testing.assert_close(*grads, msg=variant.name)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("shape", [(70_000, 1, 2), (1, 70_000, 2), (1, 2, 4_200_000), (1, 4_200_000, 2)], ids=str)
-@pytest.mark.parametrize("last", [False, True])
-def test_more_than_65535_blocks_in_any_dimension(shape: tuple[int, int, int], last: bool) -> None:
-    check_call(Call(*shape, last=last, silu=False))
 
 
 # --- laws, bit for bit ----------------------------------------------------------------------------
@@ -885,10 +816,32 @@ def test_a_measured_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert cc1d_lab.explain(X.repeat(1, 1, 90), W4).variant == "fwd_shared_memory"
     assert cc1d_lab.explain(X.half(), W4).reason.startswith("the first choice")
     (tmp_path / "table.json").write_text(json.dumps([{"variant": "fwd_naive"}]))
-    choice._table.cache_clear()
     with pytest.raises(cc1d_lab.errors.StoreError, match="not a table of variants"):
         cc1d_lab.explain(X, W4)
-    choice._table.cache_clear()
+
+
+def test_a_table_that_changes_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "table.json"
+    monkeypatch.setenv("CC1D_TABLE", str(table))
+    entry = {"backend": "cpu", "arch": "wave32", "op": "fwd", "layout": "channel_first", "dtype": "float32", "width": 4}
+    entry |= {"outputs": 480, "tunables": {}, "time_us": 1.0}
+
+    def taken(x: torch.Tensor) -> list[str]:
+        causal_conv1d_fn(x, W4)
+        return [plan.choice.variant for plan in launch._plans.values()]
+
+    launch.forget()
+    assert taken(X) == ["fwd_register"]
+    table.write_text(json.dumps([entry | {"variant": "fwd_naive"}]))  # as another process would
+    with monkeypatch.context() as m:
+        m.setattr(choice, "_table", None)
+        assert taken(X) == ["fwd_register"], "a call of a known shape does not look"
+    assert taken(X[:, :, 1:]) == ["fwd_naive"], "one of a new shape does, and what was planned before is dropped"
+    assert taken(X) == ["fwd_naive", "fwd_naive"]
+    row = entry | {"status": "ok", "kind": "kernel", "batch": 2, "dim": 12, "seqlen": 20, "time_us_p50": 2.0}
+    choice.save_table([row | {"variant": "fwd_shared_memory"}])
+    assert taken(X) == ["fwd_shared_memory"]
+    launch.forget()
 
 
 def test_plans_are_kept_and_forgotten() -> None:

@@ -5,6 +5,7 @@ The table is a JSON list beside the build cache; `save_table` makes it from meas
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -43,6 +44,34 @@ class Explanation:
         return "\n".join(lines + [f"  not {name}: {why}" for name, why in self.others.items()])
 
 
+# What `auto` no longer takes in this process, with the reason: (variant, backend, what a kernel is compiled for).
+_refused: dict[tuple[str, str, Case], str] = {}
+
+
+def refuse(variant: str, backend: str, case: Case, reason: str) -> None:
+    """`auto` passes this variant over from now on, for what is compiled as `case` is."""
+    _refused[variant, backend, compiled_as(case)] = reason
+
+
+def forgive() -> None:
+    """Take back what was refused."""
+    _refused.clear()
+
+
+def compiled_as(case: Case) -> Case:
+    """A small case that the same library serves, large enough for several blocks, halos and an odd end."""
+    steps = 3 if case.op == "update" else 131 if case.layout == "channel_last" else 1131
+    dim = 70 if case.layout == "channel_last" else 5
+    if case.width > 16:  # fwd_naive and its like: the cost goes with the width, that of a backward with its square
+        dim, steps = 3, 40
+    return dataclasses.replace(case, batch=2, dim=dim, seqlen=steps, view="contiguous", row_stride=0, label="", seed=0)
+
+
+def is_named(name: str, op: str) -> bool:
+    """Whether `name` names a variant of `op`, so that there is nothing to choose."""
+    return _named(name, op) is not None
+
+
 def choose(case: Case, backend: str, name: str) -> Explanation:
     """The variant for `case`. `name`: `auto`, a variant, or a forward and a backward as `fwd_...+bwd_...`.
 
@@ -55,7 +84,10 @@ def choose(case: Case, backend: str, name: str) -> Explanation:
         if reason:
             raise _ERRORS.get(reason.split()[0], ConfigError)(f"variant {named.name}: {reason}")
         return Explanation(named.name, {}, backend, "it was asked for", {})
-    reasons = {v.name: variants.cannot(v, case, backend) for v in variants.select("all", case.op)}
+    reasons = {
+        v.name: variants.cannot(v, case, backend) or _refused.get((v.name, backend, compiled_as(case)), "")
+        for v in variants.select("all", case.op)
+    }
     able = [v for v in variants.select("all", case.op) if not reasons[v.name] and v.rank]
     if not able:
         lacks = "; ".join(f"{k}: {v}" for k, v in reasons.items() if v)
@@ -172,11 +204,24 @@ def _in_table(case: Case, backend: str, able: list[Variant]) -> tuple[Variant, d
     return names[nearest["variant"]], dict(nearest["tunables"]), reason
 
 
-@functools.cache
+_Stamp = tuple[int, int, int] | None
+table_state: tuple[Path, _Stamp] | None = None  # the table that was last looked at, and which state of it
+
+
 def _table(path: Path) -> list[dict[str, Any]]:
-    """Entries of a table; none where there is no file. StoreError for a file that is not a table."""
-    if not path.exists():
-        return []
+    """Entries of a table, as the file is now; none where there is no file. StoreError for one that is not a table."""
+    global table_state
+    try:
+        status = path.stat()
+        stamp: _Stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+    except OSError:
+        stamp = None
+    table_state = (path, stamp)
+    return _read_table(path, stamp) if stamp else []
+
+
+@functools.lru_cache(maxsize=4)
+def _read_table(path: Path, stamp: _Stamp) -> list[dict[str, Any]]:
     try:
         entries = json.loads(path.read_text())
         return [{k: e[k] for k in (*TABLE_KEY, "outputs", "variant", "tunables", "time_us")} for e in entries]
@@ -185,7 +230,12 @@ def _table(path: Path) -> list[dict[str, Any]]:
 
 
 def save_table(rows: Iterable[Row], path: Path | None = None) -> int:
-    """Write the fastest kernel of every measured case; returns the number of entries. Calls from now on use it."""
+    """Write the fastest kernel of every measured case; returns the number of entries.
+
+    This process takes it up at once, another that runs with its next call of a new shape.
+    """
+    from . import launch  # which imports this module
+
     best: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         if row["kind"] != "kernel" or not believable(row):
@@ -202,5 +252,5 @@ def save_table(rows: Iterable[Row], path: Path | None = None) -> int:
     temporary = target.with_suffix(".tmp")
     temporary.write_text(json.dumps(list(best.values()), indent=1))
     os.replace(temporary, target)
-    _table.cache_clear()
+    launch.drop_plans()
     return len(best)

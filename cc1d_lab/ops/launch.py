@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends, build, kernel
+from .. import backends, kernel
+from ..case import Case
 from ..cell import Cell
-from ..errors import LaunchError
+from ..errors import CheckError, LaunchError
 from ..kernel import Params
+from . import choice as choice_module
+from . import trust
 from .arguments import check_forward, check_states, check_update
-from .choice import Explanation, backend_for, case_of, choose, layout_of
+from .choice import Explanation, backend_for, case_of, choose, forgive, is_named, layout_of, refuse
 
 MAX_PLANS = 4096  # of each kind; beyond that all are forgotten
 
@@ -60,16 +64,21 @@ class Plan:
             params.workspace = workspace.data_ptr()
         error = self.launch(ctypes.byref(params), stream)
         if error:
-            raise LaunchError(f"{self.choice.variant}: {error.decode()}")
+            raise LaunchError(f"{self.choice.variant}: {kernel.describe(error, params)}")
 
 
 def _meta(tensor: Tensor | None) -> tuple[Any, ...] | None:
     return None if tensor is None else (tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
 
 
+_planned_by: Any = None  # the table that the plans were made by
+
+
 def _keep(key: Any, plan: Plan) -> Plan:
-    if len(_plans) >= MAX_PLANS:
+    global _planned_by
+    if len(_plans) >= MAX_PLANS or _planned_by != choice_module.table_state:
         _plans.clear()
+    _planned_by = choice_module.table_state
     _plans[key] = plan
     return plan
 
@@ -77,12 +86,23 @@ def _keep(key: Any, plan: Plan) -> Plan:
 def _make(case_arguments: tuple[Any, ...], variant: str, backend: str, tensors: dict[str, Tensor | None]) -> Plan:
     x = tensors["x"]
     assert x is not None
-    case = case_of(*case_arguments)
-    choice = choose(case, backend_for(x.device, backend), variant)
-    loaded = _loaded(Cell(choice.variant, choice.backend, case, choice.tunables, _arch(choice.backend, x.device.index)))
+    choice, loaded = _choose(case_of(*case_arguments), backend_for(x.device, backend), variant, x.device.index)
     params = kernel.fill(tensors)
     strides, size = strides_like(x), loaded.workspace_bytes(params)
     return Plan(loaded.library.cc1d_launch, params, size, x.device, choice, strides, strides == x.stride())
+
+
+def _choose(case: Case, backend: str, variant: str, device: int | None) -> tuple[Explanation, kernel.Kernel]:
+    """The variant for `case` and its kernel. `auto` passes over what fails its checks, with a warning."""
+    while True:
+        choice = choose(case, backend, variant)
+        try:
+            return choice, trust.load(Cell(choice.variant, backend, case, choice.tunables, _arch(backend, device)))
+        except CheckError as e:
+            if is_named(variant, case.op):
+                raise
+            refuse(choice.variant, backend, case, str(e))
+            warnings.warn(f"{e}; another variant is taken", RuntimeWarning, stacklevel=2)
 
 
 @functools.cache
@@ -94,20 +114,16 @@ def _arch(backend: str, device: int | None) -> str:
         return backends.get(backend).default_arch()
 
 
-_kernels: dict[tuple[Any, ...], kernel.Kernel] = {}
-
-
-def _loaded(cell: Cell) -> kernel.Kernel:
-    key = build.build_key(cell)
-    if key not in _kernels:
-        _kernels[key] = kernel.load(build.build_cell(cell).library)
-    return _kernels[key]
+def drop_plans() -> None:
+    """The next call of each shape chooses anew."""
+    _plans.clear()
 
 
 def forget() -> None:
-    """Drop all plans and loaded kernels: the next call chooses anew."""
+    """Drop all plans, loaded kernels and refusals: the next call chooses anew."""
     _plans.clear()
-    _kernels.clear()
+    trust.forget()
+    forgive()
 
 
 def strides_like(x: Tensor) -> tuple[int, int, int]:

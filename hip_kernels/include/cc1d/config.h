@@ -36,6 +36,13 @@ constexpr bool kChannelLast = CC1D_CHANNEL_LAST;  // whether dim or seqlen is th
 constexpr bool kStates = CC1D_STATES;             // whether there may be initial_states, final_states and their gradients
 constexpr bool kSeqIdx = CC1D_SEQ_IDX;            // whether there is a seq_idx
 
+// Before a loop over the steps of a thread: with packed sequences a step is long, and unrolled ones spill scalar registers.
+#if CC1D_SEQ_IDX
+#define CC1D_STEP_BY_STEP _Pragma("unroll 1")
+#else
+#define CC1D_STEP_BY_STEP
+#endif
+
 // What a thread moves at once: 16 bytes.
 constexpr int kVec = 16 / sizeof(elem_t);
 using vec_t = Vec<elem_t, kVec>;
@@ -50,21 +57,42 @@ __device__ inline acc_t activate_slope(acc_t y) { return kSilu ? silu_slope(y) :
 __device__ inline vec_t load_part(const elem_t* p, index_t stride, index_t n, bool vectors) {
     if (vectors && n >= kVec) return load_vec<kVec>(p);
     vec_t v;
-    for (int i = 0; i < kVec; ++i) v.v[i] = i < n ? p[i * stride] : from_float<elem_t>(0);
+    for (int i = 0; i < kVec; ++i, p += stride) v.v[i] = i < n ? *p : from_float<elem_t>(0);
     return v;
 }
 __device__ inline void store_part(elem_t* p, const vec_t& v, index_t stride, index_t n, bool vectors) {
     if (vectors && n >= kVec) {
         store_vec(p, v);
     } else {
-        for (int i = 0; i < kVec; ++i)
-            if (i < n) p[i * stride] = v.v[i];
+        for (int i = 0; i < kVec; ++i, p += stride)
+            if (i < n) *p = v.v[i];
     }
 }
 
 __host__ __device__ constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 
 #include "states.h"
+
+// A grid, counted in 64 bits: one that is too large is refused, where dim3 would take it modulo 2^32. Along x a device counts
+// to 2^31 - 1, AMD's to 2^32 - 1 threads; along y and z to 65535.
+#if defined(CC1D_BLOCK)
+constexpr int64_t kMaxBlocks = kMaxGridThreads / CC1D_BLOCK < 0x7fffffff ? kMaxGridThreads / CC1D_BLOCK : 0x7fffffff;
+#else
+constexpr int64_t kMaxBlocks = 0x7fffffff;
+#endif
+static bool grid_refused = false;  // not thread_local: in emulation that is a block's shared memory
+static inline dim3 grid_of(int64_t x, int64_t y = 1, int64_t z = 1, int64_t limit = kMaxBlocks) {
+    if (x >= 0 && x <= limit && x <= kMaxBlocks && y <= 65535 && z <= 65535)
+        return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
+    grid_refused = true;
+    return dim3(0);  // which no device launches
+}
+static inline const char* stage_error() {
+    const char* error = launch_error();  // asked for in any case: it forgets the launch of no blocks
+    if (!grid_refused) return error;
+    grid_refused = false;
+    return "batch x dim x seqlen takes more blocks than a grid can have: split the call along batch, or take a variant with larger tiles";
+}
 
 // Each .hip file says what its stages are called, how to launch one, and how much workspace it needs.
 #define CC1D_EXPORT(...)                                                                              \
@@ -76,7 +104,7 @@ __host__ __device__ constexpr index_t ceil_div(index_t a, index_t b) { return (a
     CC1D_API const char* cc1d_stage_name(int stage) { return kStages[stage]; }                        \
     CC1D_API const char* cc1d_launch_stage(const Params* p, void* stream, int stage) {                \
         launch_stage(stage, *p, static_cast<stream_t>(stream));                                       \
-        return launch_error();                                                                        \
+        return stage_error();                                                                         \
     }                                                                                                 \
     CC1D_API const char* cc1d_launch(const Params* p, void* stream) {                                 \
         for (int stage = 0; stage < cc1d_stage_count(); ++stage)                                      \

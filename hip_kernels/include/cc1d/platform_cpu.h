@@ -57,6 +57,7 @@ template <>
 inline constexpr bool is_bfloat16<bfloat16> = true;
 
 constexpr int kWarp = CC1D_WARP;
+constexpr int64_t kMaxGridThreads = INT64_MAX;
 using stream_t = void*;
 
 namespace cc1d_emulation {

@@ -24,6 +24,7 @@ template <typename Raw>
 __device__ inline void store_raw(Raw* to, Raw v) { __stwb(to, v); }
 
 constexpr int kWarp = CC1D_WARP;
+constexpr int64_t kMaxGridThreads = INT64_MAX;
 static_assert(kWarp == 32, "NVIDIA warps have 32 lanes");
 
 template <auto Kernel, typename... Args>

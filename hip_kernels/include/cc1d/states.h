@@ -42,7 +42,14 @@ __device__ inline elem_t x_at(const Params& p, index_t batch, index_t dim, index
 struct Tail {
     index_t begin, end;
 
+    __device__ Tail() : begin(0), end(0) {}
     __device__ Tail(const Params& p, index_t batch) : begin(0), end(p.seqlen) {
+        // Padding is passed over in strides, whose loads go together: a thread that takes step after step waits for each.
+        constexpr int kStride = 8;
+        for (bool padding = kSeqIdx; padding && end >= kStride;) {
+            for (int i = 1; i <= kStride; ++i) padding &= seq_idx_at(p, batch, end - i) < 0;
+            if (padding) end -= kStride;
+        }
         while (end > 0 && is_padding(p, batch, end - 1)) --end;
         if (kSeqIdx && end == 0) return;  // nothing but padding
         const index_t oldest = end - (kWidth - 1), seen = first_seen(p, batch, end - 1);
@@ -52,20 +59,25 @@ struct Tail {
     __device__ index_t place(index_t t) const { return t - end + kWidth - 1; }  // of step t in the final state
 };
 
-// The final state of one channel.
-__device__ inline void write_final_states(const Params& p, index_t batch, index_t dim) {
+// The final state of a few neighbouring channels.
+__device__ inline void write_final_states(const Params& p, index_t batch, index_t dim, int channels = 1) {
     if (!kStates || !p.final_states) return;
-    elem_t* out = static_cast<elem_t*>(p.final_states) + batch * p.final_states_batch_stride + dim * p.final_states_dim_stride;
     const Tail tail(p, batch);
-    for (int i = 0; i < kWidth - 1; ++i) {
-        const index_t t = tail.end - (kWidth - 1) + i;
-        out[i * p.final_states_width_stride] = tail.has(t) ? x_at(p, batch, dim, t) : from_float<elem_t>(0);
+    for (int c = 0; c < channels; ++c, ++dim) {
+        elem_t* out = static_cast<elem_t*>(p.final_states) + batch * p.final_states_batch_stride + dim * p.final_states_dim_stride;
+        for (int i = 0; i < kWidth - 1; ++i) {
+            const index_t t = tail.end - (kWidth - 1) + i;
+            out[i * p.final_states_width_stride] = tail.has(t) ? x_at(p, batch, dim, t) : from_float<elem_t>(0);
+        }
     }
 }
 
+// The steps that a gradient reaches through the final state: none where there is no such gradient.
+__device__ inline Tail gradient_tail(const Params& p, index_t batch) { return kStates && p.dfinal_states ? Tail(p, batch) : Tail(); }
+
 // The gradient that reaches step `t` through the final state.
 __device__ inline acc_t final_gradient(const Params& p, const Tail& tail, index_t batch, index_t dim, index_t t) {
-    if (!kStates || !p.dfinal_states || !tail.has(t)) return 0;
+    if (!kStates || !tail.has(t)) return 0;
     return to_float(static_cast<const elem_t*>(p.dfinal_states)[batch * p.dfinal_states_batch_stride + dim * p.dfinal_states_dim_stride +
                                                                 tail.place(t) * p.dfinal_states_width_stride]);
 }
@@ -73,15 +85,14 @@ __device__ inline acc_t final_gradient(const Params& p, const Tail& tail, index_
 // The gradient of the initial state of one channel, from `gradient(t)`, the gradient before the activation at step t, and
 // `weight(w)`. Only the first width - 1 steps see the initial state.
 template <typename Gradient, typename Weight>
-__device__ inline void write_dinitial_states(const Params& p, index_t batch, index_t dim, Gradient gradient, Weight weight) {
+__device__ inline void write_dinitial_states(const Params& p, const Tail& tail, index_t batch, index_t dim, Gradient gradient, Weight weight) {
     if (!kStates || !p.dinitial_states) return;
     elem_t* out = static_cast<elem_t*>(p.dinitial_states) + batch * p.dinitial_states_batch_stride + dim * p.dinitial_states_dim_stride;
-    const Tail tail(p, batch);
     for (int i = 0; i < kWidth - 1; ++i) {
         acc_t sum = 0;
-        for (index_t t = 0; t <= i && t < p.seqlen; ++t) {
-            if (t > 0 && is_start(p, batch, t)) break;
-            sum += weight(static_cast<int>(i - t)) * gradient(t);
+        for (int t = 0; t <= i; ++t) {
+            if (t >= p.seqlen || (t > 0 && is_start(p, batch, t))) break;
+            sum += weight(i - t) * gradient(t);
         }
         out[i * p.dinitial_states_width_stride] = from_float<elem_t>(sum + final_gradient(p, tail, batch, dim, index_t(i) - (kWidth - 1)));
     }

@@ -36,5 +36,5 @@ __device__ inline void add_partial_sums(const Params& p, index_t parts) {
 
 template <int Across>
 dim3 grid_of_sums(const Params& p) {
-    return dim3(ceil_div(p.dim, Across) * kSums);
+    return grid_of(ceil_div(p.dim, Across) * kSums);
 }
