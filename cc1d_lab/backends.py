@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import rocm
-from .errors import ToolchainError, one_of
+from .errors import ConfigError, ToolchainError, one_of
 from .paths import kernels_dir
 
 # CC1D_MATRIX in matrix_core.h
@@ -160,16 +161,53 @@ def _amd_compiler() -> str:
     return _first_tool([*rocm.hipcc_candidates(), str(private), "clang++-22"], remedy)
 
 
+def toolchain(name: str, arch: str = "", given: str = "") -> tuple[str, list[str]]:
+    """(path of the compiler, all flags) of backend `name`, as a cell's `given` toolchain changes them.
+
+    `given`: `[COMPILER] [FLAGS]`. Flags come after those of the backend; one of -O0 to -Ofast replaces its -O3.
+    Raises ConfigError for what is neither, ToolchainError when there is no such compiler here.
+    """
+    backend = get(name)
+    other, extra = split_toolchain(given)
+    compiler = _named_compiler(other) if other else backend.compiler()
+    arch = arch or backend.default_arch()
+    flags = _amd_flags(arch, compiler) if name == "amd" else backend.flags(arch)
+    optimized = any(flag.startswith("-O") for flag in extra)
+    return compiler, [*(f for f in flags if not (optimized and f == "-O3")), *extra]
+
+
+def split_toolchain(given: str) -> tuple[str, list[str]]:
+    """(compiler or '', flags) of a `[COMPILER] [FLAGS]`. ConfigError when it is something else."""
+    words = given.split()
+    other = words.pop(0) if words and not words[0].startswith("-") else ""
+    for word in words:
+        if not word.startswith("-"):
+            raise ConfigError(f"toolchain {given!r}: {word!r} is no flag; write [COMPILER] [FLAGS], such as 'g++ -O1'")
+    if other and not _COMPILER.fullmatch(other):
+        raise ConfigError(
+            f"toolchain {given!r}: {other!r} is no compiler: g++, clang++, hipcc or nvcc, or with -VERSION"
+        )
+    return other, words
+
+
+_COMPILER = re.compile(r"(g\+\+|clang\+\+|hipcc|nvcc)(-\d+)?")
+
+
+def _named_compiler(name: str) -> str:
+    private = kernels_dir().parent / ".tools" / "bin" / name
+    return _first_tool([name, str(private), f"/opt/rocm/bin/{name}"], f"install {name} or put it into PATH")
+
+
 def _amd_arch() -> str:
     if rocm.wanted_archs():
         return rocm.wanted_archs()[0]
     return _device_arch() if not _amd_can_run() else next(iter(rocm.visible(rocm.devices())), "gfx942")
 
 
-def _amd_flags(arch: str) -> list[str]:
+def _amd_flags(arch: str, compiler: str = "") -> list[str]:
     return [
         *("-std=c++17", "-O3", f"--offload-arch={arch}", *_amd_wave(arch)),
-        *([] if _is_hipcc(_amd_compiler()) else _WITHOUT_ROCM),
+        *([] if _is_hipcc(compiler or _amd_compiler()) else _WITHOUT_ROCM),
         # No HIP runtime is linked: the library uses the one that torch has loaded, whatever its version.
         *("-fPIC", "-shared", "-fvisibility=hidden", "-no-hip-rt", "-x", "hip"),
     ]
@@ -190,6 +228,14 @@ def _amd_wave(arch: str) -> list[str]:
     else:
         wave, matrix = 32, {"11": _GFX11, "12": _GFX12}.get(generation[:2], 0)
     return [f"-DCC1D_WARP={wave}", f"-DCC1D_MATRIX={matrix}"]
+
+
+def cpu_twin(arch: str) -> str:
+    """The arch of the cpu backend that emulates the AMD arch `arch`: the same wave and the same matrix instruction."""
+    for twin, (wave, matrix) in CPU_ARCHES.items():
+        if _amd_wave(arch) == [f"-DCC1D_WARP={wave}", f"-DCC1D_MATRIX={matrix}"]:
+            return twin
+    raise ConfigError(f"arch {arch!r}: the emulation has none like it; it knows those of {', '.join(AMD_ARCHES)}")
 
 
 def _amd_can_run() -> str:

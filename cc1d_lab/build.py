@@ -51,24 +51,25 @@ class Built:
         return self.library.with_name("log.txt")
 
 
-def build(variant: Variant, case: Case, tunables: Mapping[str, int], backend: str, arch: str = "") -> Built:
-    """Compile `variant` for `case`, or find it in the cache.
+def build(
+    variant: Variant, case: Case, tunables: Mapping[str, int], backend: str, arch: str = "", toolchain: str = ""
+) -> Built:
+    """Compile `variant` for `case`, or find it in the cache. `toolchain`: see Cell.
 
     Raises ToolchainError (no compiler), CompileError (with the first error, the command and the log), CacheError.
     """
     if variant.source is None:
         raise ConfigError(f"variant {variant.name}: a baseline of torch has nothing to build")
-    target = backends.get(backend)
+    compiler, flags = backends.toolchain(backend, arch, toolchain)
     source = kernels_dir() / variant.source
     defines = _defines(case, variants.resolve_tunables(variant, tunables))
-    flags = [*target.flags(arch or target.default_arch()), *defines, f"-I{source.parent / 'include'}"]
     extra = [str(emulation_runtime().library)] if backend == "cpu" else []
-    return _cached(variant.name, target.compiler(), flags, source, extra)
+    return _cached(variant.name, compiler, [*flags, *defines, f"-I{source.parent / 'include'}"], source, extra)
 
 
 def build_cell(cell: Cell) -> Built:
     """`build` for what a cell says."""
-    return build(variants.get(cell.variant), cell.case, cell.tunables, cell.backend, cell.arch)
+    return build(variants.get(cell.variant), cell.case, cell.tunables, cell.backend, cell.arch, cell.toolchain)
 
 
 def build_all(cells: Iterable[Cell], jobs: int | None = None) -> Iterator[tuple[Cell, Built | Exception]]:
@@ -94,7 +95,7 @@ def _unique(cells: Iterable[Cell]) -> list[Cell]:
 def build_key(cell: Cell) -> tuple[Any, ...]:
     """Cells with the same key are compiled to the same library."""
     knobs = variants.resolve_tunables(variants.get(cell.variant), cell.tunables)
-    return (cell.variant, cell.backend, cell.arch, *_defines(cell.case, knobs))
+    return (cell.variant, cell.backend, cell.arch, cell.toolchain, *_defines(cell.case, knobs))
 
 
 def _defines(case: Case, tunables: Mapping[str, int]) -> list[str]:

@@ -12,7 +12,11 @@ from .case import Case
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing to build, check and time. `arch` is '' for the default of the backend."""
+    """One thing to build, check and time. `arch` is '' for the default of the backend.
+
+    `toolchain` is what is compiled with: '' for the compiler and flags of the backend, else `[COMPILER] [FLAGS]`, such
+    as `clang++ -O1` or `-ffast-math`: another compiler, and flags after those of the backend.
+    """
 
     variant: str
     backend: str
@@ -21,6 +25,7 @@ class Cell:
     arch: str = ""
     program: str = ""  # of the pipeline study (see `programs`); '' for the kernel alone
     verify: bool = False  # whether that program computes on the host too, and compares
+    toolchain: str = ""
 
     @property
     def cell_id(self) -> str:
@@ -33,21 +38,21 @@ class Cell:
             dict(sorted(self.tunables.items())),
         ]
         identity += [self.program, self.verify] if self.program else []
+        identity += [self.toolchain] if self.toolchain else []
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
 
     @property
-    def group_key(self) -> tuple[str, str, Case, bool | None]:
+    def group_key(self) -> tuple[str, str, str, Case, bool | None]:
         """Cells with the same key are measured together. The layout on the device is a program's own affair."""
         if not self.program:
-            return (self.backend, self.arch, self.case, None)
-        return (self.backend, self.arch, replace(self.case, layout="channel_first"), self.verify)
+            return (self.toolchain, self.backend, self.arch, self.case, None)
+        return (self.toolchain, self.backend, self.arch, replace(self.case, layout="channel_first"), self.verify)
 
     def title(self) -> str:
         """A one-line name for progress and logs."""
         knobs = " ".join(f"{k}={v}" for k, v in self.tunables.items())
-        return " ".join(
-            p for p in (self._program_title(), self.variant, self.backend, self.arch, self.case.title(), knobs) if p
-        )
+        parts = (self._program_title(), self.variant, self.backend, self.arch, self.case.title(), knobs, self.toolchain)
+        return " ".join(p for p in parts if p)
 
     def _program_title(self) -> str:
         return f"{self.program}{' verified' if self.verify else ''}:" if self.program else ""

@@ -55,6 +55,24 @@ class KernelCode:
         return self.vgpr_spills + self.sgpr_spills
 
 
+@dataclass(frozen=True)
+class Descriptor:
+    """What the hardware is told of a kernel: the 64 bytes of its symbol `<name>.kd`.
+
+    `denormals_32`, `denormals_16_64`: whether a kernel starts with subnormal numbers `kept` or flushed to zero: as
+    `inputs`, as `outputs` or `both`. Source: LLVM's "User Guide for AMDGPU Backend", Code Object V3 Kernel Descriptor.
+    """
+
+    lds_bytes: int
+    scratch_bytes: int
+    kernarg_bytes: int
+    denormals_32: str
+    denormals_16_64: str
+
+
+_DENORMALS = ("both", "outputs", "inputs", "kept")  # FLOAT_DENORM_MODE: 0 flushes both, 3 none
+
+
 def read(path: Path, arch: str = "") -> tuple[KernelCode, ...]:
     """The kernels of a code object, or of the one for `arch` in a library, in the order in which they stand.
 
@@ -67,6 +85,27 @@ def read(path: Path, arch: str = "") -> tuple[KernelCode, ...]:
         return tuple(_kernel(k, sizes) for k in elf.metadata()["amdhsa.kernels"])
     except (struct.error, LookupError, ValueError) as e:
         raise CodeObjectError(f"{path}: {e}") from e
+
+
+def descriptors(path: Path, arch: str = "") -> dict[str, Descriptor]:
+    """The kernel descriptors of a code object, by kernel. Raises CodeObjectError."""
+    try:
+        elf = _Elf(extract(path, arch))
+        found = {s.name: s for s in elf.symbols() if s.name.endswith(".kd")}
+        return {name.removesuffix(".kd"): _descriptor(elf.contents(s)) for name, s in found.items()}
+    except (struct.error, LookupError, ValueError) as e:
+        raise CodeObjectError(f"{path}: {e}") from e
+
+
+def undefined_symbols(path: Path, arch: str = "") -> tuple[str, ...]:
+    """Symbols that a code object wants from elsewhere; a kernel that can be launched alone has none."""
+    return tuple(s.name for s in _Elf(extract(path, arch)).symbols() if s.section == 0 and s.name)
+
+
+def _descriptor(data: bytes) -> Descriptor:
+    lds, scratch, kernarg = struct.unpack_from("<III", data)
+    (settings,) = struct.unpack_from("<I", data, 48)  # COMPUTE_PGM_RSRC1
+    return Descriptor(lds, scratch, kernarg, _DENORMALS[settings >> 16 & 3], _DENORMALS[settings >> 18 & 3])
 
 
 def target(path: Path, arch: str = "") -> str:
@@ -149,17 +188,35 @@ class _Elf:
                 at = body + -(-size // 4) * 4
         raise CodeObjectError("no AMDGPU metadata note (code object V3 or later has one)")
 
-    def function_sizes(self) -> dict[str, int]:
-        """Bytes of machine code of each function, by name."""
-        sizes = {}
+    def symbols(self) -> Iterator[_Symbol]:
+        """The dynamic symbols, all that a loader can see."""
         for section in self._of_type(11):  # SHT_DYNSYM
             names = self.sections[section[6]][4]
             for at in range(section[4], section[4] + section[5], 24):
-                name, info, _, _, _, size = struct.unpack_from("<IBBHQQ", self.data, at)
-                if info & 15 == 2:  # STT_FUNC
-                    begin = names + name
-                    sizes[self.data[begin : self.data.index(b"\0", begin)].decode()] = size
-        return sizes
+                name, info, _, home, value, size = struct.unpack_from("<IBBHQQ", self.data, at)
+                text = self.data[names + name : self.data.index(b"\0", names + name)].decode()
+                yield _Symbol(text, info & 15, home, value, size)
+
+    def function_sizes(self) -> dict[str, int]:
+        """Bytes of machine code of each function, by name."""
+        return {s.name: s.size for s in self.symbols() if s.kind == 2}  # STT_FUNC
+
+    def contents(self, symbol: _Symbol) -> bytes:
+        """The bytes that a symbol stands for."""
+        section = self.sections[symbol.section]
+        at = section[4] + symbol.value - section[3]
+        return self.data[at : at + symbol.size]
+
+
+@dataclass(frozen=True)
+class _Symbol:
+    """`section` 0: it is defined elsewhere."""
+
+    name: str
+    kind: int
+    section: int
+    value: int
+    size: int
 
 
 def _unpack(data: bytes) -> Any:

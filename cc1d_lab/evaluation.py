@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import backends, baselines, build, kernel, oracle, recheck, reference, timing, variants
+from . import backends, baselines, build, kernel, oracle, recheck, reference, special, timing, variants
 from .case import Case
 from .cell import Cell
 from .errors import Cc1dError, CompileError, ConfigError, LaunchError, ToolchainError
@@ -79,6 +79,7 @@ def base_row(cell: Cell, **values: Any) -> Row:
         verified=cell.verify if cell.program else None,
         backend=cell.backend,
         tunables=dict(variants.resolve_tunables(variant, cell.tunables)),
+        toolchain=cell.toolchain or None,
         caveat=variant.caveat,
         bytes=case.bytes(),
         flops=case.flops(),
@@ -113,9 +114,15 @@ def check(cell: Cell, phase: Phase = lambda cell_id, what: None) -> Row | Ready:
     phase(cell.cell_id, "build")
     where = {"arch": cell.arch or backend.default_arch(), "device": backend.device_name()}
     try:
+        if variant.source:
+            # Before the library is loaded: one linked with fast math may change the arithmetic of its process.
+            _problem(cell.case, backend.torch_device)
+            special.problems(cell.case, backend.torch_device)
         candidate = _baseline(cell) if variant.source is None else _compiled(cell)
         phase(cell.cell_id, "check")
         findings = _examine(cell.case, backend.torch_device, candidate) if candidate.convolves else {}
+        if variant.source:
+            findings["special_values"] = _special_values(cell.case, backend.torch_device, candidate)
     except (Cc1dError, torch.cuda.OutOfMemoryError) as e:
         return failed_row(cell, e if isinstance(e, Cc1dError) else LaunchError(str(e).splitlines()[0])) | where
     except Exception as e:
@@ -334,6 +341,10 @@ def _nan_stays(case: Case, candidate: _Candidate, inputs: Inputs) -> bool:
         changed.x[:, case.dim // 2, t] = float("nan")
     found, truths = _run(case, candidate.launcher, changed)[0], oracle.truths(case, changed)
     return all(torch.equal(_nan_places(found[name]), _nan_places(truth.y)) for name, truth in truths.items())
+
+
+def _special_values(case: Case, device: str, candidate: _Candidate) -> dict[str, bool]:
+    return special.findings(case, device, lambda small, inputs: _run(small, candidate.launcher, inputs)[0])
 
 
 def _nan_places(t: torch.Tensor) -> torch.Tensor:

@@ -73,6 +73,11 @@ def _check_backend(name: str) -> str:
     return one_of("backend", name, ["auto", *toolchains.BACKENDS])
 
 
+def _check_toolchain(given: str) -> str:
+    toolchains.split_toolchain(given)
+    return given
+
+
 def _check_notebook(name: str) -> str:
     return one_of("notebook", name, [path.stem for path in sorted(paths.notebooks_dir().glob("*.ipynb"))])
 
@@ -134,6 +139,8 @@ Axes = _fields_model("Axes", _axis)
 VariantName = Annotated[str, AfterValidator(_check_variant)]
 BaselineName = Annotated[str, AfterValidator(_check_baseline)]
 BackendName = Annotated[str, AfterValidator(_check_backend)]
+BackendKey = Annotated[str, AfterValidator(lambda name: one_of("backend", name, toolchains.BACKENDS))]
+Toolchain = Annotated[str, AfterValidator(_check_toolchain)]
 ProgramName = Annotated[str, AfterValidator(programs.canonical)]
 NotebookName = Annotated[str, AfterValidator(_check_notebook)]
 _LIST = (BeforeValidator(_as_list), AfterValidator(_no_repeats))  # a single name stands for a list of one
@@ -194,6 +201,7 @@ class Experiment(BaseModel):
     axes: Annotated[list[Axes], BeforeValidator(_as_products)] = []  # type: ignore[valid-type]
     cases: list[PartialCase] = []  # type: ignore[valid-type]
     tunables: dict[str, dict[str, list[int]]] = {}
+    toolchains: dict[BackendKey, Annotated[list[Toolchain], *_LIST, _FILLED]] = {}
     programs: Annotated[list[ProgramName], *_LIST] = []
     verify: Annotated[list[bool], BeforeValidator(_as_truths), AfterValidator(_no_repeats), _FILLED] = [False]
     timing: Annotated[Timing, BeforeValidator(_as_policy)] = Timing()
@@ -214,11 +222,13 @@ class Experiment(BaseModel):
         if self.programs:
             return list({cell.cell_id: cell for cell in self._program_cells(backend)}.values())
         found = (
-            Cell(variant.name, where, case, knobs)
+            Cell(variant.name, where, case, knobs, toolchain=toolchain)
             for where in self._backends(backend)
+            for toolchain in self.toolchains.get(where, [""])
             for case in self._cases_on(where)
             for variant in self._variants(case.op)
             for knobs in self._knobs(variant.name)
+            if variant.source or not toolchain
         )
         return list({cell.cell_id: cell for cell in found}.values())
 
@@ -277,9 +287,9 @@ class Experiment(BaseModel):
             yield dict(zip(axes, values, strict=True))
 
     def count(self) -> int:
-        """Number of cells on one backend, counted without building them."""
-        each = len(self.programs) * len(self.verify)
-        return sum(n * (each or self._count_of(op)) for op, n in self._ops().items())
+        """Number of cells on one backend, the one with most toolchains, counted without building them."""
+        programs, each = len(self.programs) * len(self.verify), max(map(len, self.toolchains.values()), default=1)
+        return sum(n * (programs or each * self._count_of(op)) for op, n in self._ops().items())
 
     def _count_of(self, op: str) -> int:
         return sum(math.prod(map(len, self.tunables.get(v.name, {}).values())) for v in self._variants(op))
@@ -300,7 +310,7 @@ class Experiment(BaseModel):
 
     def _check_programs(self) -> None:
         """`programs` names the kernels and their layout itself, and `verify` is theirs alone."""
-        refused = ("variants", "baselines", "tunables") if self.programs else ("verify",)
+        refused = ("variants", "baselines", "tunables", "toolchains") if self.programs else ("verify",)
         for key in refused:
             if key in self.model_fields_set:
                 why = (

@@ -46,10 +46,13 @@ def _fields() -> list[tuple[str, type]]:
     return found
 
 
+FIELDS = tuple(_fields())  # name and type of each, in order
+
+
 class Params(ctypes.Structure):
     """What a kernel is told. Strides are in elements. Unused pointers are null."""
 
-    _fields_ = _fields()
+    _fields_ = FIELDS
 
     def give(self, name: str, tensor: torch.Tensor | None) -> None:
         """Fill in the pointer and the strides of the argument `name`; None leaves it null."""

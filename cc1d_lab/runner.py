@@ -59,6 +59,8 @@ def _rows(cells: list[Cell], policy: Policy | None, show: bool, logs: Path | Non
             for row in worker.evaluate(group, policy):
                 progress.step(note=f"{row['variant']} {row['status']}")
                 yield row
+            if group[0].toolchain:  # flags such as -ffast-math may change the arithmetic of the whole process
+                worker.renew()
 
 
 def _build_phase(cells: list[Cell], show: bool) -> dict[str, Exception]:

@@ -107,7 +107,11 @@ def configuration(row: Any) -> str:
 
 
 def knobs(row: Any) -> str:
-    """The tunables of a row that differ from the registry's defaults, as `block=128 vectors=2`."""
+    """The tunables of a row that differ from the registry's defaults, and its toolchain, as `block=128 clang++ -O1`."""
+    return " ".join(p for p in (_tunables(row), text(row.get("toolchain"))) if p)
+
+
+def _tunables(row: Any) -> str:
     given = row["tunables"]
     if not isinstance(given, dict):
         return text(given)

@@ -67,6 +67,10 @@ class Worker:
                 else:
                     together = False  # it died while all were being timed: take them one by one
 
+    def renew(self) -> None:
+        """End the child process; what is evaluated next gets a fresh one."""
+        self._stop()
+
     def _conversation(self, group: list[Cell], policy: Policy | None) -> Iterator[tuple[str, Any]]:
         """What the worker says: ('begin', cell_id), ('row', row), or ('died', outcome) at last."""
         pipe = self._start()

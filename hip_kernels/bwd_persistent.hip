@@ -145,7 +145,7 @@ __device__ inline bool is_whole(const Params& p, index_t dim) {
 }
 
 // `share`: steps of a walker.
-extern "C" __global__ __launch_bounds__(kBlock, kResident / kBlock) void bwd_persistent(const Params p, uint32_t slabs, index_t share) {
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const Params p, uint32_t slabs, index_t share) {
     __shared__ acc_t sums[kDown][kAcross * kLanes];
     const uint32_t part = blockIdx.x / slabs, slab = blockIdx.x - part * slabs;
     const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross;

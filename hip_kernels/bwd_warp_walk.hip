@@ -167,14 +167,14 @@ __device__ inline void backward(const Params& p, const Divisor& runs, const Divi
     else *partial_sum(p, split, s, dim) = sum;
 }
 
-extern "C" __global__ __launch_bounds__(kBlock, kResident / kBlock) void bwd_warp_walk(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_warp_walk(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
     backward<kUnits, Rows::aligned>(p, runs, splits, share);
 }
 
 // Masks and places cost instructions, which more threads with less in flight hide better.
 constexpr int kFewer = kUnits > 1 ? kUnits / 2 : 1, kMore = sizeof(elem_t) == 2 ? 1024 : 768;
 
-extern "C" __global__ __launch_bounds__(kBlock, kMore / kBlock) void framed(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
+extern "C" __global__ CC1D_BOUNDS(kBlock, kMore) void framed(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
     backward<kFewer, Rows::framed>(p, runs, splits, share);
 }
 extern "C" __global__ __launch_bounds__(kBlock) void scattered(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {

@@ -15,6 +15,7 @@ _SMALL = {"batch": 1, "dim": 8, "seqlen": 63}  # what it writes too much stays i
 _BWD = {"op": "bwd", "seqlen": 131, "dim": 6}
 _BWD_LAST = {"op": "bwd", "layout": "channel_last", "seqlen": 131, "dim": 70}
 _UPDATE = {"op": "update", "seqlen": 3}
+_DECODE = "include/cc1d/decode.h"
 _PACKED = {"states": True, "seq_idx": True}
 _GEMM = {"dtype": "float16", "seqlen": 37, "dim": 20}
 
@@ -33,7 +34,9 @@ class Planted:
 
 
 def _bug(name: str, variant: str, old: str, new: str, nth: int = 0, file: str = "", **case: object) -> Planted:
-    backward = {"bwd_naive": _BWD, "bwd_two_stage": _BWD, "bwd_channel_last": _BWD_LAST, "update_naive": _UPDATE}
+    backward = {"bwd_naive": _BWD, "bwd_two_stage": _BWD, "bwd_warp_walk": _BWD}
+    backward |= {"bwd_channel_last": _BWD_LAST, "bwd_persistent": _BWD_LAST}
+    backward |= {"update_naive": _UPDATE, "update_words": {"op": "update", "seqlen": 1, "dim": 8}}
     defaults = backward | {"fwd_shared_memory": _SHARED, "fwd_channel_last": _LAST, "fwd_im2col_wmma": _GEMM}
     defaults |= {"fwd_im2col_fused_wmma": _GEMM, "fwd_toeplitz_wmma": _GEMM}
     values = {"batch": 2, "dim": 6, "seqlen": 131, **defaults.get(variant, {}), **case}
@@ -187,16 +190,63 @@ BUGS = (
         "gradients[row][across * kVec + i] = g + (inside ? acc_t(0) : bias[i])",
         activation="none",
     ),
+    _bug("gradient from above forgotten", "bwd_warp_walk", "lane == 0 ? above[i] : g[i]", "g[i]"),
     _bug(
-        "state shifted by one step", "update_naive", "const index_t from = s + p.seqlen;", "const index_t from = s + 1;"
+        "gradient of the next row taken",
+        "bwd_warp_walk",
+        "run.ends_row() ? acc_t(0) : received",
+        "received",
+        batch=3,
+        seqlen=128,
+    ),
+    _bug(
+        "x of the row before taken", "bwd_warp_walk", "run.starts_row() ? 0 : received", "received", batch=3, seqlen=128
+    ),
+    _bug("x before the share forgotten", "bwd_warp_walk", "begin > 0 ? begin - 1 : 0", "begin", seqlen=128),
+    _bug("gradient past the share forgotten", "bwd_warp_walk", "gradients_above(c, parameters, end, above);", ";"),
+    _bug("a warp left out of the sums", "bwd_warp_walk", "for (int w = 1; w < kWarps", "for (int w = 2; w < kWarps"),
+    _bug(
+        "the rest of a row's last run not masked",
+        "bwd_warp_walk",
+        "v.keep(begin, end);",
+        "v.keep(begin, N);",
+        file="include/cc1d/frame.h",
+        view="misaligned",
+        seqlen=130,
+    ),
+    _bug(
+        "past the end of a row written", "bwd_warp_walk", "i < end) to[", "i <= end) to[", file="include/cc1d/frame.h"
+    ),
+    _bug("walk does not look past its end", "bwd_persistent", "end + kHalo < p.seqlen ? end + kHalo : p.seqlen", "end"),
+    _bug("what it looks at counts twice", "bwd_persistent", "rows.dout[s], t + s < end)", "rows.dout[s], true)"),
+    _bug("window empty at the start", "bwd_persistent", "begin - kHalo + k >= 0", "false"),
+    _bug("a walker left out of the sums", "bwd_persistent", "row < kDown", "row + 1 < kDown"),
+    _bug("a part left out", "bwd_persistent", "part < parts;", "part + 1 < parts;", file="include/cc1d/sums.h"),
+    _bug("barrier before the sums missing", "bwd_persistent", "__syncthreads();", ""),
+    _bug("state not shifted", "update_words", "state.get(i * kSteps + s + 1)", "state.get(i * kSteps + s)"),
+    _bug("newest step of the state skipped", "update_words", "kSteps - kHalo + w)", "kSteps - kHalo + w - (w > 0))"),
+    _bug(
+        "oldest of a longer state read",
+        "update_words",
+        "state.at(i * kSteps + kSteps - kHalo + w)",
+        "state.at(i * kSteps + w)",
+        state_len=4,
+    ),
+    _bug(
+        "state shifted by one step",
+        "update_naive",
+        "const index_t from = s + p.seqlen;",
+        "const index_t from = s + 1;",
+        file=_DECODE,
     ),
     _bug(
         "older step of the state read",
         "update_naive",
         "index_t place = next + from;",
         "index_t place = next + from - 1;",
+        file=_DECODE,
     ),
-    _bug("state not moved on", "update_naive", "s < p.state_len; ++s", "s < 0; ++s"),
+    _bug("state not moved on", "update_naive", "s < p.state_len; ++s", "s < 0; ++s", file=_DECODE),
 )
 
 CONTROLS = (

@@ -1,4 +1,4 @@
-"""Every forward variant, executed by the emulation: awkward cases, and the laws that a causal convolution obeys."""
+"""Every variant, executed by the emulation: awkward cases, and the laws that a causal convolution obeys."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from cc1d_lab.cell import Cell
 from cc1d_lab.evaluation import evaluate
 
 KERNELS = [v for v in variants.select("all") if v.name.startswith("fwd_")]
-AWKWARD = (1, 2, 3, 63, 64, 65, 129, 1134)
+EVERY = [*KERNELS, *variants.select("all", "bwd"), *variants.select("all", "update")]
+AWKWARD = {"fwd": (1, 2, 3, 63, 64, 65, 129, 1134), "bwd": (1, 3, 64, 129, 1134), "update": (1, 2, 5)}
 
 
 def _suited(variant: variants.Variant, **values: object) -> list[Case]:
-    cases = [Case(**{"batch": 2, "dim": 21, "layout": layout, **values}) for layout in variant.layouts]
+    usual = {"op": variant.op, "batch": 2, "dim": 20 if variant.op == "update" else 21}
+    cases = [Case(**{**usual, "layout": layout, **values}) for layout in variant.layouts]
     return [c for c in cases if not variants.why_not(variant, c, "cpu")]
 
 
@@ -31,21 +33,21 @@ def _assert_ok(variant: variants.Variant, case: Case, arch: str = "") -> None:
 
 @pytest.mark.parametrize("view", ["contiguous", "channel_slice", "misaligned"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("variant", KERNELS, ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)
 def test_variant_is_right_at_awkward_lengths(variant: variants.Variant, dtype: str, view: str) -> None:
-    for seqlen in AWKWARD:
+    for seqlen in AWKWARD[variant.op]:
         for case in _suited(variant, dtype=dtype, view=view, seqlen=seqlen):
             _assert_ok(variant, case)
 
 
 @pytest.mark.parametrize("arch", ["wave64", "wave32_gfx12"])
-@pytest.mark.parametrize("variant", KERNELS, ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)
 def test_variant_is_right_at_every_wave_size(variant: variants.Variant, arch: str) -> None:
     for case in _suited(variant, dtype="float16", seqlen=130):
         _assert_ok(variant, case, arch)
 
 
-@pytest.mark.parametrize("variant", KERNELS, ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)
 def test_variant_is_right_at_its_widths(variant: variants.Variant) -> None:
     for width in (1, 2, 3, 5, 8):
         for case in _suited(variant, dtype="bfloat16", seqlen=67, width=width):
@@ -56,7 +58,7 @@ def test_naive_takes_a_width_beyond_the_sequence() -> None:
     _assert_ok(variants.get("fwd_naive"), Case(1, 3, 20, width=33))
 
 
-@pytest.mark.parametrize("variant", KERNELS, ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)
 def test_weight_may_be_wider_than_x(variant: variants.Variant) -> None:
     cases = _suited(variant, dtype="bfloat16", weight_dtype="float32", seqlen=67)
     assert bool(cases) == variant.mixed_weight, "a variant that would round its weight says that it cannot"
@@ -64,7 +66,7 @@ def test_weight_may_be_wider_than_x(variant: variants.Variant) -> None:
         _assert_ok(variant, case)
 
 
-@pytest.mark.parametrize("variant", KERNELS, ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)
 def test_every_choice_of_a_tunable_is_right(variant: variants.Variant) -> None:
     for name, tunable in variant.tunables.items():
         for value in tunable.choices:

@@ -31,7 +31,7 @@ def cells(path: Path) -> list[dict[str, Any]]:
 
 def test_they_are_there() -> None:
     names = ["00_quickstart", "10_validate", "20_throughput", "30_error", "40_backward", "50_pipeline", "60_scaling"]
-    assert [path.stem for path in NOTEBOOKS] == [*names, "70_inspect"]
+    assert [path.stem for path in NOTEBOOKS] == [*names, "70_inspect", "80_flags"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -53,10 +53,8 @@ def test_one_parameters_cell_with_the_same_names(path: Path) -> None:
     for line in tagged[0]["source"].splitlines():
         name, _, rest = line.partition(" = ")
         values[name] = rest.split("  #")[0]
-    shown = {"40_backward": "channel_last_bwd", "50_pipeline": "pipeline", "60_scaling": "scaling"}.get(
-        path.stem, "quick"
-    )
-    assert values == {"run": "None", "experiment": f'"{shown}"', "backend": "None"}
+    shown = {"40_backward": "channel_last_bwd", "50_pipeline": "pipeline", "60_scaling": "scaling", "80_flags": "flags"}
+    assert values == {"run": "None", "experiment": f'"{shown.get(path.stem, "quick")}"', "backend": "None"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -32,18 +32,31 @@ UNTIMED = Policy(warmup=0, min_samples=1, max_samples=1, rel_err=0.0, budget_s=0
 @click.option("--layout", "layouts", multiple=True, help="Repeatable. Default: all of the variant.")
 @click.option("--width", type=int, default=4, show_default=True)
 @click.option("--activation", default="silu", show_default=True)
+@click.option("--states", is_flag=True, help="With initial and final states.")
+@click.option("--seq-idx", is_flag=True, help="With several sequences packed in a row.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Compilers at once. Default: MAX_JOBS, else one per core.")
-def build(names: tuple[str, ...], where: tuple[str, ...], jobs: int | None, **configuration: Any) -> int:
+@click.option("--manifest", is_flag=True, help="amd: beside each ELF a JSON with its launches, and their arguments.")
+@click.option("--batch", type=int, default=2, show_default=True, help="For --manifest, as dim, seqlen, no-bias are.")
+@click.option("--dim", type=int, default=64, show_default=True)
+@click.option("--seqlen", type=int, default=256, show_default=True)
+@click.option("--no-bias", is_flag=True)
+def build(
+    names: tuple[str, ...], where: tuple[str, ...], jobs: int | None, manifest: bool, no_bias: bool, **given: Any
+) -> int:
     """Compile variants, in parallel, into the cache. Exit code 1 when some fail, 3 when all do."""
     started, built, failed = time.monotonic(), 0, 0
     chosen = options.select(names, OPS)
-    cells = [c for backend in where or _buildable() for c in _builds(chosen, backend, **configuration)]
+    if manifest and set(where) != {"amd"}:
+        raise ConfigError(f"--manifest: it describes AMD code objects, got backend {where or 'all'}: add --backend amd")
+    cells = [c for b in where or _buildable() for c in _builds(chosen, b, **given, bias=not no_bias)]
     if not cells:
         raise ConfigError("nothing to build: no variant takes this dtype, layout and width; see `cc1d list variants`")
     for cell, outcome in builder.build_all(cells, jobs):
         fine = isinstance(outcome, builder.Built)
         built, failed = built + fine, failed + (not fine)
         click.echo(_outcome(cell, outcome))
+        if manifest and isinstance(outcome, builder.Built):
+            click.echo(f"        {_manifest(cell, outcome)}")
     click.echo(f"built {built}, failed {failed}, in {time.monotonic() - started:.1f} s")
     return 0 if not failed else 1 if built else 3
 
@@ -58,16 +71,16 @@ def _builds(
     arch: str,
     dtypes: tuple[str, ...],
     layouts: tuple[str, ...],
-    width: int,
-    activation: str,
+    **case_fields: Any,
 ) -> Iterator[Cell]:
     reason = backends.get(backend).can_build()
     if reason:
         raise ToolchainError(f"backend {backend}: {reason}")
-    for variant in chosen:
+    packed = case_fields["states"] or case_fields["seq_idx"]  # an update has neither
+    for variant in [v for v in chosen if not (packed and v.op == "update")]:
         for dtype in dtypes or DTYPES:
             for layout in layouts or LAYOUTS:
-                case = Case(dtype=dtype, layout=layout, width=width, activation=activation, op=options.op_of(variant))
+                case = Case(dtype=dtype, layout=layout, op=options.op_of(variant), **case_fields)
                 if variant.source and not variants.why_not(variant, case, backend):
                     for one in backends.arches(backend, [arch]) if arch else [arch]:
                         yield Cell(variant.name, backend, case, arch=one)
@@ -82,9 +95,16 @@ def _outcome(cell: Cell, outcome: builder.Built | Exception) -> str:
     return f"{click.style('failed', fg='red')}  {what}\n{outcome}"
 
 
+def _manifest(cell: Cell, built: builder.Built) -> Path:
+    from .. import manifest  # loads torch
+
+    return manifest.write(cell, built)
+
+
 _ERRORS = {
     "variant": "variant",
     "backend": "backend",
+    "toolchain": "toolchain",
     "status": "status",
     "bound_ratio": "err/bound",
     "max_abs_err": "max abs",
@@ -108,7 +128,8 @@ def check(as_json: bool, **given: Any) -> int:
         output.echo_json(rows)
     else:
         click.echo(title(rows[0] | {"tunables": None, "layout": given["layout"] or ""}))
-        output.echo_table(list(_ERRORS.values()), output.columns(rows, _ERRORS))
+        shown = {k: v for k, v in _ERRORS.items() if k != "toolchain" or any(row["toolchain"] for row in rows)}
+        output.echo_table(list(shown.values()), output.columns(rows, shown))
         output.echo_reasons(rows)
     return output.exit_code(rows)
 

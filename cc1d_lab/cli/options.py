@@ -74,6 +74,16 @@ arch_option = click.option(
 )
 
 
+toolchain_option = click.option(
+    "--toolchain",
+    "toolchains",
+    multiple=True,
+    default=[""],
+    metavar="TEXT",
+    help="[COMPILER] [FLAGS] instead of the backend's compiler, after its flags: 'clang++ -O1'. Repeatable.",
+)
+
+
 def _backend_help(default: str) -> str:
     return f"{_names(backends.BACKENDS)}. Repeatable. Default: {default}."
 
@@ -81,30 +91,38 @@ def _backend_help(default: str) -> str:
 def cell_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `check` and `bench`: variants, backends, one case, tunables."""
     backend = click.option("--backend", "where", multiple=True, help=_backend_help("the first that can run here"))
-    for option in reversed((variant_option, backend, arch_option, *_SHAPE, *_REST)):
+    for option in reversed((variant_option, backend, arch_option, toolchain_option, *_SHAPE, *_REST)):
         function = option(function)
     return function
 
 
 def cells(
-    names: tuple[str, ...], where: tuple[str, ...], arch: str, knobs: tuple[tuple[str, int], ...], **case: Any
+    names: tuple[str, ...],
+    where: tuple[str, ...],
+    arch: str,
+    toolchains: tuple[str, ...],
+    knobs: tuple[tuple[str, int], ...],
+    **case: Any,
 ) -> list[Cell]:
-    """One cell per backend and variant. ConfigError for what is unknown, ToolchainError for a missing backend."""
+    """A cell per backend, variant and toolchain. ConfigError for what is unknown, ToolchainError without a backend."""
     chosen = select(names)
     tunables = dict(knobs)
     _check_knobs(chosen, tunables)
     return [
-        Cell(variant.name, backend, _case(variant, case), _own(variant, tunables), arch)
+        Cell(variant.name, backend, _case(variant, case), _own(variant, tunables), arch, toolchain)
         for backend in where or (backends.first_runnable(),)
         for variant in chosen
+        for toolchain in (toolchains if variant.source else [""])
         if require(backend)
     ]
 
 
-def cell(variant: variants.Variant, backend: str, arch: str, knobs: Iterable[tuple[str, int]], **case: Any) -> Cell:
+def cell(
+    variant: variants.Variant, backend: str, arch: str, toolchain: str, knobs: Iterable[tuple[str, int]], **case: Any
+) -> Cell:
     """The cell of one variant, whose every tunable must be the variant's own. ConfigError for what is unknown."""
     _check_knobs([variant], dict(knobs))
-    return Cell(variant.name, backends.get(backend).name, _case(variant, case), dict(knobs), arch)
+    return Cell(variant.name, backends.get(backend).name, _case(variant, case), dict(knobs), arch, toolchain)
 
 
 def select(names: tuple[str, ...], ops: Iterable[str] = ("fwd",)) -> list[variants.Variant]:

@@ -296,8 +296,15 @@ const char* keep(const std::string& text) {
 }  // namespace
 
 __thread Block* cc1d_block = nullptr;
+static __thread LaunchHook on_launch = nullptr;
+
+extern "C" void cc1d_on_launch(LaunchHook hook) { on_launch = hook; }
 
 extern "C" const char* cc1d_emulate(const Launch* launch) {
+    if (on_launch) {
+        on_launch(launch);
+        return nullptr;
+    }
     const uint64_t threads = uint64_t{launch->block.x} * launch->block.y * launch->block.z;
     const uint64_t blocks = uint64_t{launch->grid.x} * launch->grid.y * launch->grid.z;
     if (threads == 0 || threads > kMaxThreads) return keep("invalid block: " + std::to_string(threads) + " threads, allowed 1 to 1024");

@@ -25,13 +25,25 @@ struct Block {
     }
 };
 
+// An argument of a kernel, by value.
+struct Argument {
+    const void* value;
+    unsigned bytes;
+    char kind;  // i: integer, f: floating point, p: pointer, s: struct
+};
+
 struct Launch {
     dim3 grid, block;
     unsigned wave;                                        // lanes of a wave
     void (*run_threads)(const Launch&, Block&);           // begins threads of the block until none is left
     void (*touch_shared)();                               // makes this OS thread's copy of the shared arrays exist
     const void* kernel;
+    const char* name;  // of the kernel, as in its symbol
+    const Argument* arguments;
+    unsigned argument_count;
 };
+
+using LaunchHook = void (*)(const Launch*);
 
 using WaveFunction = void (*)(void* const* lanes, unsigned count, void* argument);
 
@@ -42,6 +54,9 @@ extern __thread cc1d_emulation::Block* cc1d_block;
 
 // Runs every block of the grid on all cores. Returns null, or what the kernel did wrong.
 const char* cc1d_emulate(const cc1d_emulation::Launch*);
+
+// From now on this OS thread's launches are told to `hook` and not executed; null: executed again.
+void cc1d_on_launch(cc1d_emulation::LaunchHook hook);
 
 // Waits until every thread of the block has come to the same barrier (the line in the source names it).
 void cc1d_block_barrier(int line);

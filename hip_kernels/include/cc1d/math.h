@@ -43,8 +43,8 @@ __device__ inline float scaled_sigmoid(float y) {
 
 __device__ inline float sigmoid(float y) { return kSigmoidScale * scaled_sigmoid(y); }
 
-// y sigmoid(y). The scale goes to y, since sigmoid(y) alone may be below the smallest normal number.
-__device__ inline float silu(float y) { return (y * kSigmoidScale) * scaled_sigmoid(y); }
+// y sigmoid(y). The scale must not go to y, which may be subnormal.
+__device__ inline float silu(float y) { return y * sigmoid(y); }
 
 #if defined(CC1D_BACKEND_CPU)
 inline double sigmoid(double y) { return 1 / (1 + exp(-y)); }

@@ -62,7 +62,7 @@ __device__ inline void multiply_accumulate(FragmentC& c, const FragmentA<T>& a, 
 #elif CC1D_MATRIX
 
 // Where the elements of a fragment lie: lane l holds row (of A) or column (of B and C) l % 16.
-// Source: AMD Instinct MI300 ISA, section 7.1 (MFMA); RDNA3 ISA 7.9 and RDNA4 ISA 7.12 (WMMA).
+// Source: AMD Instinct MI300 ISA, section 7.1 (MFMA); RDNA3 ISA 7.9 and RDNA4 ISA 7.12 (WMMA). tests/lane_maps.py has their tables.
 #if CC1D_MATRIX == CC1D_MATRIX_MFMA
 struct LaneMap {
     static constexpr int kInputs = 4, kOutputs = 4;

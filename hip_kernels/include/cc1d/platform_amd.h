@@ -62,6 +62,8 @@ using stream_t = hipStream_t;
 #undef __launch_bounds__
 #define __launch_bounds__(threads, ...) __attribute__((amdgpu_flat_work_group_size(threads, threads)))
 
+// At most `block` threads a block, and registers for `resident` threads a compute unit, which has four SIMDs.
+#define CC1D_BOUNDS(block, resident) __launch_bounds__(block, (resident) < 4 * CC1D_WARP ? 1 : (resident) / (4 * CC1D_WARP))
 #define CC1D_API __attribute__((visibility("default")))
 
 using float16 = _Float16;

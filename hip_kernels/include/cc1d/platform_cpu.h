@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "emulation.h"
@@ -16,6 +17,7 @@
 #define __host__
 #define __shared__ static thread_local
 #define __launch_bounds__(...)
+#define CC1D_BOUNDS(...)
 #define threadIdx (cc1d_block->thread)
 #define blockIdx (cc1d_block->block)
 #define blockDim (cc1d_block->block_dim)
@@ -63,32 +65,109 @@ static thread_local const char* last_error;  // set after a launch, so that pois
 }  // namespace cc1d_emulation
 
 namespace cc1d_emulation {
-// A direct call, so that the kernel is inlined into the loop over its threads: called, each would copy its Params.
-template <auto Kernel, typename Arguments, size_t... I>
-inline void call(const Arguments& arguments, std::index_sequence<I...>) {
-    Kernel(std::get<I>(arguments)...);
+// g++ prints "... [with auto Kernel = copy]", clang "... [Kernel = &copy]".
+struct KernelName {
+    char text[100] = {};
+    template <size_t N>
+    explicit constexpr KernelName(const char (&signature)[N]) {
+        size_t from = 0, length = 0;
+        while (signature[from] != '=') ++from;
+        from += signature[from + 2] == '&' ? 3 : 2;
+        for (; signature[from + length] != ']' && signature[from + length] != ';'; ++length) text[length] = signature[from + length];
+    }
+};
+template <auto Kernel>
+constexpr KernelName kernel_name() { return KernelName(__PRETTY_FUNCTION__); }
+
+template <typename T>
+constexpr char kind_of() { return std::is_integral_v<T> ? 'i' : std::is_floating_point_v<T> ? 'f' : std::is_pointer_v<T> ? 'p' : 's'; }
+
+// The kernels of this library, for cc1d_launch_kernel.
+struct Entry {
+    const char* name;
+    void (*launch)(dim3, dim3, const char* arguments);
+    size_t bytes;  // of its arguments
+    const Entry* next;
+};
+static const Entry* entries = nullptr;
+
+// Where an argument of type T begins, the next multiple of its alignment; `offset` is moved past it.
+template <typename T>
+constexpr size_t place(size_t& offset) {
+    const size_t begin = (offset + alignof(T) - 1) / alignof(T) * alignof(T);
+    offset = begin + sizeof(T);
+    return begin;
 }
+
+template <auto Kernel, typename Signature = decltype(Kernel)>
+struct Launcher;
+
+template <auto Kernel, typename... Args>
+struct Launcher<Kernel, void (*)(Args...)> {
+    static constexpr KernelName kName = kernel_name<Kernel>();
+
+    // A direct call, so that the kernel is inlined into the loop over its threads: called, each would copy its Params.
+    template <size_t... I>
+    static void call(const std::tuple<Args...>& arguments, std::index_sequence<I...>) {
+        Kernel(std::get<I>(arguments)...);
+    }
+
+    static void run(dim3 grid, dim3 block, Args... args) {
+        (void)&registered;
+        struct Bound : Launch {
+            std::tuple<Args...> args;
+        };
+        const Argument passed[] = {{&args, sizeof(Args), kind_of<Args>()}...};
+        Bound bound{{grid, block, kWarp, nullptr, nullptr, reinterpret_cast<const void*>(Kernel), kName.text, passed, sizeof...(Args)}, {args...}};
+        bound.run_threads = [](const Launch& launch, Block& block) __attribute__((flatten)) {
+            const auto& arguments = static_cast<const Bound&>(launch).args;
+            while (block.start_next()) {
+                call(arguments, std::index_sequence_for<Args...>{});
+                ++block.finished;
+            }
+        };
+        bound.touch_shared = [] { *const_cast<volatile char*>(&shared_anchor) = 0; };
+        last_error = cc1d_emulate(&bound);
+    }
+
+    static void run_from(dim3 grid, dim3 block, const char* arguments) {
+        size_t offset = 0;
+        std::apply([&](const Args&... args) { run(grid, block, args...); },
+                   std::tuple<const Args&...>{*reinterpret_cast<const Args*>(arguments + place<Args>(offset))...});
+    }
+
+    static size_t argument_bytes() {
+        size_t offset = 0;
+        ((void)place<Args>(offset), ...);
+        return offset;
+    }
+
+    struct Registration : Entry {
+        Registration() : Entry{kName.text, run_from, argument_bytes(), entries} { entries = this; }
+    };
+    static inline const Registration registered;
+};
 }  // namespace cc1d_emulation
 
 template <auto Kernel, typename... Args>
 void launch(dim3 grid, dim3 block, stream_t, Args... args) {
-    using namespace cc1d_emulation;
-    struct Bound : Launch {
-        std::tuple<Args...> args;
-    };
-    Bound bound{{grid, block, kWarp, nullptr, nullptr, reinterpret_cast<const void*>(Kernel)}, {args...}};
-    bound.run_threads = [](const Launch& launch, Block& block) __attribute__((flatten)) {
-        const auto& arguments = static_cast<const Bound&>(launch).args;
-        while (block.start_next()) {
-            call<Kernel>(arguments, std::index_sequence_for<Args...>{});
-            ++block.finished;
-        }
-    };
-    bound.touch_shared = [] { *const_cast<volatile char*>(&shared_anchor) = 0; };
-    last_error = cc1d_emulate(&bound);
+    cc1d_emulation::Launcher<Kernel>::run(grid, block, args...);
 }
 
 inline const char* launch_error() { return std::exchange(cc1d_emulation::last_error, nullptr); }
+
+// Launches one kernel of this library from its name, grid, block, and a buffer with its arguments as a GPU gets them: each at
+// the next multiple of its alignment, the buffer at a multiple of 16. Returns null, or what is wrong.
+extern "C" CC1D_API const char* cc1d_launch_kernel(const char* name, const unsigned* grid, const unsigned* block, const char* arguments, size_t bytes) {
+    using namespace cc1d_emulation;
+    for (const Entry* e = entries; e; e = e->next) {
+        if (strcmp(e->name, name) != 0) continue;
+        if (e->bytes != bytes) return "cc1d_launch_kernel: the arguments have another size than the kernel takes";
+        e->launch(dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]), arguments);
+        return launch_error();
+    }
+    return "cc1d_launch_kernel: no kernel of this name in this library";
+}
 
 inline float reciprocal(float v) { return 1.0f / v; }
 inline float minimum(float a, float b) { return a < b ? a : b; }

@@ -4,6 +4,8 @@
 #include <cuda_fp16.h>
 #include <mma.h>
 
+// At most `block` threads a block, and registers for `resident` threads a multiprocessor.
+#define CC1D_BOUNDS(block, resident) __launch_bounds__(block, (resident) / (block))
 #define CC1D_API __attribute__((visibility("default")))
 
 using float16 = __half;
