@@ -3,10 +3,11 @@
 How it is counted. Of the blocks of code, the one in which the widest stores to global memory move the most bytes is the
 main block; the elements stored on the path are the outputs. The path is the shortest way through the main block, in
 instructions: around the innermost loop that it is in, else from the first instruction of the kernel to the last. Since
-every output needs an input of its own, a path that loads fewer bytes than it stores is not the one that is looked for:
-then comes the shortest way that also leads through a block with the most bytes of the widest loads, and then the same
-around the next loop outside. On amd, code under a mask (skipped by s_cbranch_execz, when no lane is
-left) is taken to run; of two arms under opposite masks, one does.
+every output needs an input of its own, a path that loads fewer bytes than it stores is not the one that is looked for,
+nor is one without matrix instructions where there are some: then comes the shortest way that also leads through a block
+with the most bytes of the widest loads, or with matrix instructions, and then the same around the next loop outside.
+On amd, code under a mask (skipped by s_cbranch_execz, when no lane is left) is taken to run; of two arms under opposite
+masks, one does.
 
 So it is a lower bound: what a shorter way leaves out (a bias that may be absent, the slow path of a row's end) is not
 in it, loops on the way count once (`loops` says whether there are any), and loads through the scalar cache, which a
@@ -104,18 +105,32 @@ def _main_path(graph: Flow, main: int) -> tuple[int, list[int]]:
     head, path = whole[0], [main]
     for head, body in [*around, whole]:
         path = _through(graph, body, head, [main]) or path
-        if _enough(graph, path):
-            break
-        longer = [_through(graph, body, head, [load, main]) for load in _widest(graph, "load", body)]
-        path = min((p for p in longer if p), key=lambda p: len(_code(graph, p)), default=path)
-        if _enough(graph, path):
+        if not _enough(graph, path, body):
+            ways = [way for points in _detours(graph, body, main) if (way := _through(graph, body, head, points))]
+            good = [way for way in ways if _enough(graph, way, body)]
+            path = min(good or ways, key=lambda way: len(_code(graph, way)), default=path)
+        if _enough(graph, path, body):
             break
     return head, path
 
 
-def _enough(graph: Flow, path: list[int]) -> bool:
+def _enough(graph: Flow, path: list[int], body: set[int]) -> bool:
+    """Whether a path loads what its outputs need, and uses the matrix cores where `body` does."""
     code = _code(graph, path)
-    return _bytes(code, "load") >= _bytes(code, "store")
+    is_matrix = any(i.kind == "matrix" for i in code) or not _matrix_blocks(graph, body)
+    return _bytes(code, "load") >= _bytes(code, "store") and is_matrix
+
+
+def _detours(graph: Flow, body: set[int], main: int) -> Iterator[list[int]]:
+    """Points to pass before `main`: a block with the widest loads, one with matrix instructions, both."""
+    loads, matrix = _widest(graph, "load", body), _matrix_blocks(graph, body)
+    yield from ([load, main] for load in loads)
+    yield from ([m, main] for m in matrix)
+    yield from ([load, m, main] for load in loads for m in matrix)
+
+
+def _matrix_blocks(graph: Flow, among: set[int]) -> list[int]:
+    return [b for b in sorted(among) if any(i.kind == "matrix" for i in graph.blocks[b])]
 
 
 def _inside(graph: Flow, head: int) -> list[tuple[int, set[int]]]:

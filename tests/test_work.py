@@ -74,6 +74,13 @@ def test_a_path_that_loads_too_little_is_not_the_main_one() -> None:
     assert (found.within, found.loops) == ("kernel", True)
 
 
+def test_the_matrix_cores_are_on_the_path_where_there_are_any() -> None:
+    code = (LOAD, "s_cbranch_scc1>4", "v_mfma_f32_16x16x16_bf16", "s_cbranch_scc0>2", STORE, "s_endpgm")
+    found = work.per_output(inspection(code_of(*code)))
+    assert found is not None
+    assert (found.matrix_ops, found.loops) == (128.0 / 4, True)
+
+
 def test_around_a_loop() -> None:
     loop = ("v_setup", LOAD, FMA, FMA, STORE, "s_cbranch_scc0>1", "s_endpgm")
     assert counted(*loop) == (4.0, 1.0, 4.0, 4.0)
@@ -141,5 +148,6 @@ def test_variants_differ_in_what_they_load_as_their_ideas_say() -> None:
         assert 2.0 <= table.load_bytes[kernel] < 4.0, kernel
         assert table.store_bytes[kernel] == 2.0
         assert 9.0 <= table.float_ops[kernel] <= 9.0 + 13.0, "width 4, bias, SiLU"
-    assert table.matrix_ops["gemm"] > 0
+    for kernel in ("gemm", "fwd_im2col_fused_wmma", "fwd_toeplitz_wmma"):
+        assert table.matrix_ops[kernel] > 0, kernel
     assert set(table.model_flops) == {9.0}

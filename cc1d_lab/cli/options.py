@@ -117,10 +117,12 @@ def cells(
     ]
 
 
-def cell(variant: variants.Variant, backend: str, arch: str, knobs: Iterable[tuple[str, int]], **case: Any) -> Cell:
+def cell(
+    variant: variants.Variant, backend: str, arch: str, toolchain: str, knobs: Iterable[tuple[str, int]], **case: Any
+) -> Cell:
     """The cell of one variant, whose every tunable must be the variant's own. ConfigError for what is unknown."""
     _check_knobs([variant], dict(knobs))
-    return Cell(variant.name, backends.get(backend).name, _case(variant, case), dict(knobs), arch)
+    return Cell(variant.name, backends.get(backend).name, _case(variant, case), dict(knobs), arch, toolchain)
 
 
 def select(names: tuple[str, ...], ops: Iterable[str] = ("fwd",)) -> list[variants.Variant]:

@@ -45,16 +45,18 @@ def profile(out: Path | None, old: Path | None, as_json: bool, **given: Any) -> 
     return 3 if found["missing"] else 0
 
 
-def _cell(names: tuple[str, ...], where: tuple[str, ...], arch: str, knobs: Any, **case: Any) -> Cell:
+def _cell(
+    names: tuple[str, ...], where: tuple[str, ...], arch: str, toolchains: tuple[str, ...], knobs: Any, **case: Any
+) -> Cell:
     """The one cell that is asked for."""
     from .. import profiler
 
     backend = where[0] if where else backends.first_runnable()
     profiler.check_backend(backend)
-    if len(names) > 1 or "all" in names or len(where) > 1:
-        raise ConfigError("profile takes one cell: name one variant with --variant and at most one --backend")
+    if "all" in names or max(len(names), len(where), len(toolchains)) > 1:
+        raise ConfigError("profile takes one cell: one --variant, and at most one --backend and one --toolchain")
     variant = options.select(names, OPS)[0]
-    return options.cell(variant, backend, arch, knobs, **case)
+    return options.cell(variant, backend, arch, toolchains[0], knobs, **case)
 
 
 def _measure(cell: Cell, out: Path | None) -> dict[str, Any]:
