@@ -35,6 +35,7 @@ class Variant:
 
     `op`: fwd, bwd or update; `any` for helpers and baselines that serve all. `features`: what it can do beyond the
     plain call: `states`, `seq_idx`. `rank`: which one `auto` prefers among those that can do a call; 0 is never chosen.
+    `wide_rank`: the rank from width 5 on, where it differs.
     `executed_flops(case)` counts what is really computed where that is far above `case.flops()`, `im2col_bytes(case)`
     the matrix that im2col puts into device memory.
     `caveat` is what a user who swaps the variant in should know; it stands in every row.
@@ -46,6 +47,7 @@ class Variant:
     op: str = "fwd"
     features: tuple[str, ...] = ()
     rank: int = 0
+    wide_rank: int = 0
     dtypes: tuple[str, ...] = DTYPES
     layouts: tuple[str, ...] = LAYOUTS
     widths: tuple[int, int] = (1, 8)
@@ -56,6 +58,10 @@ class Variant:
     executed_flops: Callable[[Case], int] | None = None
     im2col_bytes: Callable[[Case], int] | None = None
     caveat: str = ""
+
+    def rank_for(self, case: Case) -> int:
+        """The rank among those that can do `case`."""
+        return self.wide_rank if self.wide_rank and case.width > 4 else self.rank
 
     @property
     def source(self) -> str | None:
@@ -150,7 +156,9 @@ _ENTRIES = (
         widths=(1, 8),
         vectors_below=2**31,
         mixed_weight=False,
-        tunables={"block": Tunable(128, (64, 128, 256)), "vectors": Tunable(4, (1, 2, 4, 8))},
+        rank=4,
+        wide_rank=6,
+        tunables={"block": Tunable(128, (64, 128)), "vectors": Tunable(4, (2, 4))},
         executed_flops=_banded_flops,
     ),
     Variant(

@@ -98,7 +98,7 @@ __device__ inline void convolve(const Params& p, const elem_t* x, elem_t* out, i
     }
 }
 
-extern "C" __global__ __launch_bounds__(kBlock, kResident / kBlock) void fwd_raster(const Params p) {
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_raster(const Params p) {
     const Grid grid(p);
     const uint32_t line = blockIdx.x / grid.across, batch = line / grid.down;
     const index_t dim = index_t((blockIdx.x - line * grid.across) * kAcross + threadIdx.x % kAcross) * kLanes;

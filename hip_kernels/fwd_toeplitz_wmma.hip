@@ -88,7 +88,7 @@ struct Run {
     }
 };
 
-extern "C" __global__ __launch_bounds__(kBlock, kResident / kBlock) void fwd_toeplitz_wmma(const Params p, const Divisor runs, const Divisor dims) {
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_toeplitz_wmma(const Params p, const Divisor runs, const Divisor dims) {
     alignas(32) __shared__ elem_t segments[kWaves][kSide + kRun];  // the segment before the run, then the run
     alignas(32) __shared__ Exchange exchanges[kWaves];
     const uint32_t number = blockIdx.x * kWaves + threadIdx.x / kWarp;
