@@ -792,7 +792,7 @@ def test_explain_says_which_and_why_not_the_others() -> None:
     assert found.variant in str(found)
     assert all(name in str(found) for name in found.others)
     assert cc1d_lab.explain(X, torch.randn(12, 33)).variant == "fwd_naive"
-    assert cc1d_lab.explain(X.transpose(1, 2).contiguous().transpose(1, 2), W4, op="bwd").variant == "bwd_channel_last"
+    assert cc1d_lab.explain(X.transpose(1, 2).contiguous().transpose(1, 2), W4, op="bwd").variant == "bwd_persistent"
     assert cc1d_lab.explain(X, W4, variant="fwd_naive").reason == "it was asked for"
     with pytest.raises(LayoutError):
         cc1d_lab.explain(X, W4, variant="fwd_channel_last")
