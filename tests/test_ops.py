@@ -838,7 +838,15 @@ def test_a_table_that_changes_is_taken_up(tmp_path: Path, monkeypatch: pytest.Mo
         assert taken(X) == ["fwd_register"], "a call of a known shape does not look"
     assert taken(X[:, :, 1:]) == ["fwd_naive"], "one of a new shape does, and what was planned before is dropped"
     assert taken(X) == ["fwd_naive", "fwd_naive"]
-    row = entry | {"status": "ok", "kind": "kernel", "batch": 2, "dim": 12, "seqlen": 20, "time_us_p50": 2.0}
+    row = entry | {
+        "status": "ok",
+        "kind": "kernel",
+        "batch": 2,
+        "dim": 12,
+        "seqlen": 20,
+        "time_us_p50": 2.0,
+        "flags": [],
+    }
     choice.save_table([row | {"variant": "fwd_shared_memory"}])
     assert taken(X) == ["fwd_shared_memory"]
     launch.forget()
