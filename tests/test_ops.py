@@ -792,7 +792,7 @@ def test_explain_says_which_and_why_not_the_others() -> None:
     assert found.variant in str(found)
     assert all(name in str(found) for name in found.others)
     assert cc1d_lab.explain(X, torch.randn(12, 33)).variant == "fwd_naive"
-    assert cc1d_lab.explain(X.transpose(1, 2).contiguous().transpose(1, 2), W4, op="bwd").variant == "bwd_channel_last"
+    assert cc1d_lab.explain(X.transpose(1, 2).contiguous().transpose(1, 2), W4, op="bwd").variant == "bwd_persistent"
     assert cc1d_lab.explain(X, W4, variant="fwd_naive").reason == "it was asked for"
     with pytest.raises(LayoutError):
         cc1d_lab.explain(X, W4, variant="fwd_channel_last")
@@ -838,7 +838,15 @@ def test_a_table_that_changes_is_taken_up(tmp_path: Path, monkeypatch: pytest.Mo
         assert taken(X) == ["fwd_register"], "a call of a known shape does not look"
     assert taken(X[:, :, 1:]) == ["fwd_naive"], "one of a new shape does, and what was planned before is dropped"
     assert taken(X) == ["fwd_naive", "fwd_naive"]
-    row = entry | {"status": "ok", "kind": "kernel", "batch": 2, "dim": 12, "seqlen": 20, "time_us_p50": 2.0}
+    row = entry | {
+        "status": "ok",
+        "kind": "kernel",
+        "batch": 2,
+        "dim": 12,
+        "seqlen": 20,
+        "time_us_p50": 2.0,
+        "flags": [],
+    }
     choice.save_table([row | {"variant": "fwd_shared_memory"}])
     assert taken(X) == ["fwd_shared_memory"]
     launch.forget()
