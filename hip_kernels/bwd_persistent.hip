@@ -20,7 +20,7 @@ constexpr int kBlock = CC1D_BLOCK;
 constexpr int kLanes = 4;                 // channels of a thread
 constexpr int kAcross = CC1D_ACROSS;      // threads side by side along the channels
 constexpr bool kAhead = sizeof(elem_t) == 2;  // whether the next steps are loaded before these are used: where registers allow
-constexpr int kSteps = kAhead ? 5 : 4;    // loaded at once
+constexpr int kTogether = kAhead ? 5 : 4;     // steps loaded at once
 constexpr int kResident = 384;            // threads that are to fit on a multiprocessor: bounds the registers
 constexpr int kHalo = kWidth - 1;
 constexpr int kDown = kBlock / kAcross;  // walkers of a block
@@ -36,14 +36,15 @@ struct Walker {
     acc_t x[kHalo + 1][kLanes], gradient[kHalo + 1][kLanes], sums[kSums][kLanes];
 };
 
+template <int kSteps>
 struct Rows {
     lanes_t x[kSteps], dout[kSteps];
 };
 
 // Steps t to t + kSteps - 1, as zero from `end` on.
-template <bool kWhole>
-__device__ inline Rows load_rows(const Walker& w, const elem_t* x, const elem_t* dout, index_t t, index_t end) {
-    Rows rows;
+template <bool kWhole, int kSteps>
+__device__ inline Rows<kSteps> load_rows(const Walker& w, const elem_t* x, const elem_t* dout, index_t t, index_t end) {
+    Rows<kSteps> rows;
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
         rows.x[s] = rows.dout[s] = lanes_t::zero();
@@ -99,12 +100,13 @@ __device__ inline void walk(Walker& w, index_t batch, index_t begin, index_t end
         }
     }
 
-    Rows rows = load_rows<kWhole>(w, x, dout, begin, seen);
+    constexpr int kSteps = kWhole ? kTogether : 1;
+    Rows<kSteps> rows = load_rows<kWhole, kSteps>(w, x, dout, begin, seen);
     for (index_t t = begin; t < end + kHalo; t += kSteps) {
         x += kSteps * p.x_seq_stride;
         dout += kSteps * p.dout_seq_stride;
-        Rows next = rows;
-        if (kAhead) next = load_rows<kWhole>(w, x, dout, t + kSteps, seen);
+        Rows<kSteps> next = rows;
+        if (kAhead) next = load_rows<kWhole, kSteps>(w, x, dout, t + kSteps, seen);
         if (t - kHalo >= begin && t + kSteps <= end) {  // all in the middle
 #pragma unroll
             for (int s = 0; s < kSteps; ++s)
@@ -117,7 +119,7 @@ __device__ inline void walk(Walker& w, index_t batch, index_t begin, index_t end
             }
         }
         dx += kSteps * p.dx_seq_stride;
-        rows = kAhead ? next : load_rows<kWhole>(w, x, dout, t + kSteps, seen);
+        rows = kAhead ? next : load_rows<kWhole, kSteps>(w, x, dout, t + kSteps, seen);
     }
 }
 
@@ -133,19 +135,8 @@ __device__ inline void walk_all(Walker& w, index_t first, index_t last) {
     }
 }
 
-__device__ inline bool is_whole(const Params& p, index_t dim) {
-    constexpr int kBytes = lanes_t::kAccess * 4;
-    const auto vectors = [&](const void* tensor, index_t batch_stride, index_t dim_stride, index_t seq_stride) {
-        const elem_t* first = static_cast<const elem_t*>(tensor) + dim * dim_stride;
-        return dim_stride == 1 && is_vector_aligned<kBytes>(first, seq_stride) && is_vector_aligned<kBytes>(first, batch_stride);
-    };
-    return dim + kLanes <= p.dim && vectors(p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride) &&
-           vectors(p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride) &&
-           vectors(p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride);
-}
-
-// `share`: steps of a walker.
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const Params p, uint32_t slabs, index_t share) {
+// `share`: steps of a walker. `vectors`: whether a thread's channels lie in vectors, in all tensors.
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const Params p, uint32_t slabs, index_t share, bool vectors) {
     __shared__ acc_t sums[kDown][kAcross * kLanes];
     const uint32_t part = blockIdx.x / slabs, slab = blockIdx.x - part * slabs;
     const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross;
@@ -156,7 +147,7 @@ extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const P
     for (int s = 0; s < kSums; ++s)
         for (int i = 0; i < kLanes; ++i) w.sums[s][i] = 0;
     if (dim < p.dim) {
-        if (is_whole(p, dim)) walk_all<true>(w, first, last);
+        if (vectors && dim + kLanes <= p.dim) walk_all<true>(w, first, last);
         else walk_all<false>(w, first, last);
     }
 
@@ -167,7 +158,8 @@ extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const P
             __syncthreads();
         }
         if (down == 0)
-            for (int i = 0; i < kLanes && i < w.channels; ++i) {
+            for (int i = 0; i < kLanes; ++i) {
+                if (i >= w.channels) continue;
                 acc_t sum = w.sums[s][i];
                 for (int row = 1; row < kDown; ++row) sum += sums[row][across * kLanes + i];
                 *partial_sum(p, part, s, dim + i) = sum;
@@ -192,12 +184,22 @@ struct Plan {
     }
 };
 
+static bool in_vectors(const Params& p) {
+    constexpr int kBytes = lanes_t::kAccess * 4;
+    const auto vectors = [](const void* tensor, index_t batch_stride, index_t dim_stride, index_t seq_stride) {
+        const auto* first = static_cast<const elem_t*>(tensor);
+        return dim_stride == 1 && is_vector_aligned<kBytes>(first, seq_stride) && is_vector_aligned<kBytes>(first, batch_stride);
+    };
+    return vectors(p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride) && vectors(p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride) &&
+           vectors(p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride);
+}
+
 static int64_t workspace_bytes(const Params& p) { return Plan(p).parts * kSums * p.dim * sizeof(acc_t); }
 
 static void launch_stage(int stage, const Params& p, stream_t stream) {
     const Plan plan(p);
     if (stage == 0)
-        launch<bwd_persistent>(grid_of(plan.parts * plan.slabs), dim3(kBlock), stream, p, static_cast<uint32_t>(plan.slabs), plan.share);
+        launch<bwd_persistent>(grid_of(plan.parts * plan.slabs), dim3(kBlock), stream, p, static_cast<uint32_t>(plan.slabs), plan.share, in_vectors(p));
     if (stage == 1) launch<reduce>(grid_of_sums<kReduceAcross>(p), dim3(kReduceAcross * kReduceDown), stream, p, plan.parts);
 }
 

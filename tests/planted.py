@@ -261,7 +261,7 @@ BUGS = (
         seqlen=130,
     ),
     _bug(
-        "past the end of a row written", "bwd_warp_walk", "i < end) to[", "i <= end) to[", file="include/cc1d/frame.h"
+        "past the end of a row written", "bwd_warp_walk", "i < end) *to", "i <= end) *to", file="include/cc1d/frame.h"
     ),
     _bug("walk does not look past its end", "bwd_persistent", "end + kHalo < p.seqlen ? end + kHalo : p.seqlen", "end"),
     _bug("what it looks at counts twice", "bwd_persistent", "rows.dout[s], t + s < end)", "rows.dout[s], true)"),

@@ -63,16 +63,23 @@ def register_faults(kernels: list[Inspection]) -> list[str]:
 
 
 def workgroup_faults(kernels: list[Inspection], block: int) -> list[str]:
-    """A code object must state the workgroup that the launcher uses."""
-    return [f"{i.kernel.name}: workgroup {i.kernel.workgroup}" for i in kernels if i.kernel.workgroup != block]
+    """A code object must state the workgroup that the launcher uses: of the kernel that the knob `block` is for.
+
+    tests/test_manifest.py holds every kernel against its launch.
+    """
+    first = kernels[0].kernel
+    return [f"{first.name}: workgroup {first.workgroup}"] if first.workgroup != block else []
 
 
 def name_faults(kernels: list[Inspection], variant: variants.Variant) -> list[str]:
-    """Kernels are found by name, in order of the stages: a stage's kernel bears its name or the variant's."""
+    """Kernels are found by plain names, the variant's own first. A stage may choose among several by strides."""
     found = [i.kernel.name for i in kernels]
-    allowed = [(stage, variant.name) for stage in variant.stages]
-    fine = len(found) == len(allowed) and all(name in names for name, names in zip(found, allowed, strict=True))
-    return [] if fine else [f"kernels {found}, stages {list(variant.stages)}"]
+    plain = all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in found)
+    return (
+        []
+        if plain and found[0] == variant.name and len(found) >= len(variant.stages)
+        else [f"kernels {found}, stages {list(variant.stages)}"]
+    )
 
 
 def argument_faults(kernels: list[Inspection]) -> list[str]:

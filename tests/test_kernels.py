@@ -100,12 +100,13 @@ WITHOUT_WORKSPACE = [v for op in ("fwd", "bwd", "update") for v in variants.sele
 @pytest.mark.parametrize("variant", [*WITHOUT_WORKSPACE, variants.get("bwd_naive")], ids=lambda v: v.name)
 def test_more_blocks_than_a_grid_can_have_are_refused(variant: variants.Variant) -> None:
     """Modulo 2^32 there would be a few blocks left, and most of the output unwritten."""
-    case = Case(2**40 + 3, 1, 1, op=variant.op, layout=variant.layouts[0])
-    x = torch.full((1, 1, 1), 7.0).expand(case.batch, 1, 1)
-    outputs = {"dx": x, "dout": x, "dweight": torch.zeros(1, 4)} if variant.op == "bwd" else {"out": x}
+    case = Case(2**40 + 3, 1, 1, dtype=variant.dtypes[0], op=variant.op, layout=variant.layouts[0])
+    dtype = reference.DTYPES[case.dtype]
+    x, taps = torch.full((1, 1, 1), 7.0, dtype=dtype).expand(case.batch, 1, 1), torch.zeros(1, 4, dtype=dtype)
+    outputs = {"dx": x, "dout": x, "dweight": taps.clone()} if variant.op == "bwd" else {"out": x}
     outputs |= {"conv_state": x.expand(-1, -1, 3)} if variant.op == "update" else {}
     loaded = kernel.load(build.build(variant, case, {}, "cpu").library)
-    launch = kernel.bind(loaded, x, torch.zeros(1, 4), None, outputs.pop("out", None), **outputs)
+    launch = kernel.bind(loaded, x, taps, None, outputs.pop("out", None), **outputs)
     with pytest.raises(
         LaunchError, match=r"batch x dim x seqlen takes more blocks .* \(batch 1099511627779, dim 1, seq"
     ):
@@ -113,8 +114,8 @@ def test_more_blocks_than_a_grid_can_have_are_refused(variant: variants.Variant)
     assert x[0, 0, 0] == 7
     fine = x[:2].clone()
     again = {name: t[:2].clone() if t is x else t for name, t in outputs.items() if name != "conv_state"}
-    again |= {"conv_state": torch.zeros(2, 1, 3)} if variant.op == "update" else {}
-    kernel.bind(loaded, fine, torch.zeros(1, 4), None, None if variant.op == "bwd" else fine.clone(), **again)()
+    again |= {"conv_state": torch.zeros(2, 1, 3, dtype=dtype)} if variant.op == "update" else {}
+    kernel.bind(loaded, fine, taps, None, None if variant.op == "bwd" else fine.clone(), **again)()
 
 
 # --- laws, bit for bit ---------------------------------------------------------------------------

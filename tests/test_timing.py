@@ -24,7 +24,7 @@ from cc1d_lab.timing import POLICIES, Policy
 
 # --- faults that only show once a kernel is timed -----------------------------------------------------------------
 
-LAUNCH = "launch<fwd_naive>(dim3(blocks(p)), dim3(kBlock), stream, p);"
+LAUNCH = "launch<fwd_naive>(grid_of(blocks(p)), dim3(kBlock), stream, p);"
 CALLS = 9  # more than the check makes, fewer than check and timing together
 NO_BIAS = "Params q = p; q.bias = nullptr; launch<fwd_naive>(dim3(blocks(q)), dim3(kBlock), stream, q);"
 WRITE_X = "const_cast<elem_t*>(static_cast<const elem_t*>(p.x))[0] = elem_t(0);"

@@ -20,7 +20,7 @@ from cc1d_lab.evaluation import evaluate
 from cc1d_lab.results import Row
 
 pytestmark = pytest.mark.gpu
-LAUNCH = "launch<fwd_naive>(dim3(blocks(p)), dim3(kBlock), stream, p);"
+LAUNCH = "launch<fwd_naive>(grid_of(blocks(p)), dim3(kBlock), stream, p);"
 CASE = Case(4, 512, 2048, dtype="bfloat16")
 NAMES = [v.name for v in variants.VARIANTS.values() if v.kind == "baseline"]
 

@@ -1,8 +1,8 @@
 // Rows that run along the sequence, in whole vectors whatever address they begin at.
 //
 // A convolution is shift invariant, so a row that does not begin on a 16-byte boundary keeps the aligned frame of memory and
-// starts a few elements early. The first and the last run of a row are read whole, too, where what lies beside the row is
-// still within the tensor, and masked; they are stored element by element.
+// starts a few elements early. The first and the last run of a row are read whole, too, where that cannot leave the tensor's
+// pages, and masked; they are stored element by element.
 //
 //   row    . . [ x x x x x x x x x x x x x x x x x ] . .      of memory; | marks 16 bytes
 //   frame  |       |       |       |       |       |          lead: the two elements before [
@@ -46,20 +46,25 @@ struct Run {
     __device__ int last() const { return seqlen - t < 0 ? 0 : seqlen - t > N ? N : seqlen - t; }
     __device__ bool starts_row() const { return t <= 0; }
     __device__ bool ends_row() const { return t + N >= seqlen; }
-    __device__ elem_t* place_in(const Channel& c) const { return c.first + batch * c.batch_stride + t * (kRows == Rows::scattered ? c.seq_stride : 1); }
+    __device__ static index_t step(const Channel& c) { return kRows == Rows::scattered ? c.seq_stride : 1; }
+    __device__ elem_t* place_in(const Channel& c) const { return c.first + batch * c.batch_stride + t * step(c); }
+
+    // Whether what lies beside the row can be read with it. One vector that holds something of the tensor lies in its pages; of
+    // two, one may not.
+    __device__ static bool is_safe(const Channel& c, const elem_t* from) { return N == kVec || (from >= c.begin && from + N <= c.end); }
 
     __device__ run_t load(const Channel& c) const {
         const elem_t* from = place_in(c);
         if (kRows == Rows::aligned || (kRows == Rows::framed && whole())) return run_t::load(from);
         run_t v = run_t::zero();
         const int begin = first(), end = last();
-        if (kRows == Rows::framed && begin < end && from >= c.begin && from + N <= c.end) {
+        if (kRows == Rows::framed && begin < end && is_safe(c, from)) {
             v = run_t::load(from);
             v.keep(begin, end);
             return v;
         }
-        for (int i = 0; i < N; ++i)
-            if (i >= begin && i < end) v.put(i, from[i * c.seq_stride]);
+        for (int i = 0; i < N; ++i, from += step(c))
+            if (i >= begin && i < end) v.put(i, *from);
         return v;
     }
 
@@ -67,8 +72,8 @@ struct Run {
         elem_t* to = place_in(c);
         if (kRows == Rows::aligned || (kRows == Rows::framed && whole())) return v.store(to);
         const int begin = first(), end = last();
-        for (int i = 0; i < N; ++i)
-            if (i >= begin && i < end) to[i * c.seq_stride] = v.get(i);
+        for (int i = 0; i < N; ++i, to += step(c))
+            if (i >= begin && i < end) *to = v.get(i);
     }
 };
 
