@@ -136,7 +136,7 @@ __device__ inline void walk_all(Walker& w, index_t first, index_t last) {
 }
 
 // `share`: steps of a walker. `vectors`: whether a thread's channels lie in vectors, in all tensors.
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const Params p, uint32_t slabs, index_t share, bool vectors) {
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const Params p, uint32_t slabs, index_t share, int vectors) {
     __shared__ acc_t sums[kDown][kAcross * kLanes];
     const uint32_t part = blockIdx.x / slabs, slab = blockIdx.x - part * slabs;
     const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross;

@@ -72,14 +72,12 @@ def workgroup_faults(kernels: list[Inspection], block: int) -> list[str]:
 
 
 def name_faults(kernels: list[Inspection], variant: variants.Variant) -> list[str]:
-    """Kernels are found by plain names, the variant's own first. A stage may choose among several by strides."""
+    """Kernels are found by plain names, the variant's own or its stages' among them. A stage may choose among several by strides."""
     found = [i.kernel.name for i in kernels]
     plain = all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in found)
-    return (
-        []
-        if plain and found[0] == variant.name and len(found) >= len(variant.stages)
-        else [f"kernels {found}, stages {list(variant.stages)}"]
-    )
+    named = variant.name in found or set(variant.stages) <= set(found)
+    fine = plain and named and len(found) >= len(variant.stages)
+    return [] if fine else [f"kernels {found}, stages {list(variant.stages)}"]
 
 
 def argument_faults(kernels: list[Inspection]) -> list[str]:
