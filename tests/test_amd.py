@@ -72,7 +72,7 @@ def workgroup_faults(kernels: list[Inspection], block: int) -> list[str]:
 
 
 def name_faults(kernels: list[Inspection], variant: variants.Variant) -> list[str]:
-    """Kernels are found by plain names, the variant's own or its stages' among them. A stage may choose among several by strides."""
+    """Kernels are found by plain names, the variant's own or its stages' among them; a stage may choose."""
     found = [i.kernel.name for i in kernels]
     plain = all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in found)
     named = variant.name in found or set(variant.stages) <= set(found)
