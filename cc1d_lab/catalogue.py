@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from .paths import checkout, kernels_dir
@@ -87,37 +88,42 @@ def _chapter(variant: Variant) -> str:
 
 # --- the README's ladder ---------------------------------------------------------------------------
 
-PUBLISHED = Path("reports") / "h100" / "ceiling"
+PUBLISHED = Path("reports") / "h100"
 _MARKS = ("<!-- ladder: python -m cc1d_lab.catalogue -->", "<!-- end of ladder -->")
-_SHAPE = {"batch": 8, "dim": 5120, "seqlen": 2048}
+_SHAPE = {"batch": 8, "dim": 5120, "seqlen": 2048, "width": 4, "view": "contiguous"}
 
 
 def ladder(rows: list[Row]) -> str:
     """A table of variants by share of the copy at one shape, from published rows; the best layout of each."""
     head = [
-        "| variant | its one idea | layout | bfloat16 | float32 |",
-        "|---|---|---|---|---|",
+        "| variant | its one idea | op | layout | bfloat16 | float32 |",
+        "|---|---|---|---|---|---|",
     ]
     return "\n".join([*head, *(line for v in VARIANTS.values() for line in _rungs(v, rows))])
 
 
 def _rungs(variant: Variant, rows: list[Row]) -> list[str]:
     lines = []
-    for layout in variant.layouts:
-        shares = {row["dtype"]: row for row in rows if _is_rung(row, variant.name, layout)}
+    for op, layout in itertools.product(("fwd", "bwd"), variant.layouts):
+        shares = {row["dtype"]: row for row in rows if _is_rung(row, variant.name, op, layout)}
         if shares:
             both = " | ".join(_share(shares.get(dtype)) for dtype in ("bfloat16", "float32"))
-            lines.append(f"| `{variant.name}` | {variant.summary} | {layout} | {both} |")
+            lines.append(f"| `{variant.name}` | {variant.summary} | {op} | {layout} | {both} |")
     return lines
 
 
-def _is_rung(row: Row, variant: str, layout: str) -> bool:
-    shape = {name: row[name] for name in _SHAPE}
-    return row["variant"] == variant and row["layout"] == layout and shape == _SHAPE and row["status"] == "ok"
+def _is_rung(row: Row, variant: str, op: str, layout: str) -> bool:
+    who = (row["variant"], row["op"], row["layout"], row["status"])
+    return who == (variant, op, layout, "ok") and all(row[name] == value for name, value in _SHAPE.items())
 
 
 def _share(row: Row | None) -> str:
     return f"{row['time_us_p50']:.0f} us, {row['pct_copy']:.1f} %" if row else "–"
+
+
+def published_rows(root: Path) -> list[Row]:
+    """The rows of the runs in reports/h100/ that the ladder is made of: forward and backward."""
+    return [row for name in ("ceiling", "backward") for row in read(root / PUBLISHED / name / "rows.jsonl")]
 
 
 def with_ladder(readme: str, rows: list[Row]) -> str:
@@ -133,10 +139,10 @@ def _main() -> None:
     if root:
         from . import plots
 
-        (root / "README.md").write_text(
-            with_ladder((root / "README.md").read_text(), read(root / PUBLISHED / "rows.jsonl"))
+        (root / "README.md").write_text(with_ladder((root / "README.md").read_text(), published_rows(root)))
+        (root / "docs" / "h100.png").write_bytes(
+            plots.to_png(plots.share_of_copy(load_rows(root / PUBLISHED / "ceiling")))
         )
-        (root / "docs" / "h100.png").write_bytes(plots.to_png(plots.share_of_copy(load_rows(root / PUBLISHED))))
 
 
 if __name__ == "__main__":

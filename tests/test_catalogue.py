@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cc1d_lab import catalogue, paths, results
+from cc1d_lab import catalogue, paths
 from cc1d_lab.variants import VARIANTS
 
 SOURCES = [v for v in VARIANTS.values() if v.source]
@@ -17,7 +17,7 @@ def test_the_readme_of_the_kernels_is_up_to_date() -> None:
 def test_the_ladder_of_the_readme_comes_from_the_published_rows() -> None:
     root = paths.PACKAGE.parent
     readme = (root / "README.md").read_text()
-    rows = results.read(root / catalogue.PUBLISHED / "rows.jsonl")
+    rows = catalogue.published_rows(root)
     assert readme == catalogue.with_ladder(readme, rows), "python -m cc1d_lab.catalogue"
     assert "fwd_register" in catalogue.ladder(rows)
 

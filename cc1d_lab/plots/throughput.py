@@ -174,9 +174,18 @@ def _noise_note(timed: pd.DataFrame) -> list[str]:
     return [f"the same copy timed twice (A/A) differs by up to {noise.max():.2f} %"] if len(noise) else []
 
 
+def _shape_label(row: Any) -> str:
+    """The shape, and what sets it apart from a plain call of width 4."""
+    parts = [f"{row['batch']} x {row['dim']} x {row['seqlen']}"]
+    parts += [f"width {row['width']}"] if row["width"] != 4 else []
+    parts += [str(row["view"])] if row["view"] != "contiguous" else []
+    parts += [name for name in ("states", "seq_idx") if row[name]]
+    return ", ".join(parts)
+
+
 def _share_panel(axes: Axes, part: pd.DataFrame) -> None:
     part = part.sort_values(["bytes", "seqlen"], ascending=False)
-    shapes = part["batch"].astype(str) + " x " + part["dim"].astype(str) + " x " + part["seqlen"].astype(str)
+    shapes = part.apply(_shape_label, axis=1)
     places = {shape: place for place, shape in enumerate(dict.fromkeys(shapes))}
     for variant, mine in part.groupby("variant", sort=False):
         look = style(str(variant))
