@@ -256,10 +256,14 @@ def test_varlen_states_are_the_last_steps_of_each_sequence(state_len: int) -> No
 # --- forward and backward against float64 ---------------------------------------------------------
 
 
+def _largest(truth: torch.Tensor) -> float:
+    """Terms are about as large as that, whatever they add up to."""
+    return float(truth.abs().max()) if truth.numel() else 0.0
+
+
 def _assert_rounded(found: torch.Tensor, truth: torch.Tensor, magnitude: torch.Tensor | None = None) -> None:
     """`found` is the truth within the rounding of its dtype, and of fp32 sums of terms of `magnitude`."""
-    largest = float(truth.abs().max()) if truth.numel() else 0.0  # terms are as large as that, whatever they add up to
-    slack = 4e-6 * (1 + largest) if magnitude is None else magnitude
+    slack = 4e-6 * (1 + _largest(truth)) if magnitude is None else magnitude
     bound = slack + HALF_ULP[found.dtype] * 1.02 * truth.abs() + 2.0**-24
     excess = (found.double() - truth).abs() - bound
     assert found.shape == truth.shape
@@ -298,11 +302,8 @@ def check_tensors(tensors: tuple[torch.Tensor | None, ...], silu: bool, states: 
         if found is not None and found.is_floating_point():
             assert found.grad.dtype == found.dtype
             summed = found.dim() < 3  # weight and bias: sums over batch and seqlen
-            _assert_rounded(
-                found.grad,
-                true.grad,
-                torch.full_like(true.grad, 3e-7 * ((20 + terms) if summed else 20 + float(true.grad.abs().max()))),
-            )
+            size = 20 + (terms if summed else _largest(true.grad))
+            _assert_rounded(found.grad, true.grad, torch.full_like(true.grad, 3e-7 * size))
 
 
 SAMPLE = [
