@@ -9,8 +9,8 @@ import pytest
 
 from cc1d_lab import variants
 
-# A process of its own: a stray access ends it. x, out, seq_idx and the states are the last bytes before a page without
-# access.
+# A process of its own: a stray access ends it. x, out, dout, dx, seq_idx and the states are the last bytes before a
+# page without access.
 SCRIPT = """
 import ctypes, mmap, sys
 import torch
@@ -43,29 +43,38 @@ def more(shape, dtype, packed):
     return {"seq_idx": seq_idx, "initial_states": states[0], "final_states": states[1]}
 
 variant = variants.get(sys.argv[1])
-packable = len(variant.features) == 2
+packable = len(variant.features) == 2 and variant.op == "fwd"
+
+def run(loaded, x, weight, bias, out, dout, edge):
+    # A forward into out, or a backward into it as dx.
+    if variant.op == "fwd":
+        return kernel.bind(loaded, x, weight, bias, out, **edge)()
+    sums = {"dweight": torch.empty_like(weight), "dbias": torch.empty_like(bias)}
+    kernel.bind(loaded, x, weight, bias, None, dout=dout, dx=out, **sums)()
+
 for dtype, packed in [(d, False) for d in variant.dtypes] + [("bfloat16", True)] * packable:
     for layout in variant.layouts:
-        config = Case(dtype=dtype, layout=layout, states=packed, seq_idx=packed)
+        config = Case(dtype=dtype, layout=layout, states=packed, seq_idx=packed, op=variant.op)
         if dtype == "float64" or variants.why_not(variant, config, "cpu"):
             continue
         loaded = kernel.load(build.build(variant, config, {}, "cpu").library)
         for shape in ((1, 1, 1), (1, 10, 1), (2, 5, 3), (1, 3, 17), (2, 7, 129), (1, 64, 65), (2, 9, 64)):
             torch_dtype, last = reference.DTYPES[dtype], layout == "channel_last"
-            x, out = (at_the_end(shape, torch_dtype, last) for _ in range(2))
+            x, out, dout = (at_the_end(shape, torch_dtype, last) for _ in range(3))
             x.copy_(torch.randn(shape))
+            dout.copy_(torch.randn(shape))
             weight, bias = torch.randn(shape[1], 4, dtype=torch_dtype), torch.randn(shape[1], dtype=torch_dtype)
             edge = more(shape, torch_dtype, packed)
-            kernel.bind(loaded, x, weight, bias, out, **edge)()
+            run(loaded, x, weight, bias, out, dout, edge)
             again, copies = torch.empty_like(x), {name: t.clone() for name, t in edge.items()}
-            kernel.bind(loaded, x.clone(), weight, bias, again, **copies)()
+            run(loaded, x.clone(), weight, bias, again, dout.clone(), copies)
             assert torch.equal(out, again), (dtype, layout, shape, packed)
             assert all(torch.equal(t, copies[name]) for name, t in edge.items()), (dtype, layout, shape)
 print("done")
 """
 
 
-@pytest.mark.parametrize("name", [v.name for v in variants.select("all")])
+@pytest.mark.parametrize("name", [v.name for op in ("fwd", "bwd") for v in variants.select("all", op)])
 def test_nothing_past_the_end_is_touched(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT, name], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-500:]}"
