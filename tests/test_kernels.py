@@ -18,7 +18,7 @@ from cc1d_lab.evaluation import evaluate
 
 KERNELS = [v for v in variants.select("all") if v.name.startswith("fwd_")]
 EVERY = [*KERNELS, *variants.select("all", "bwd"), *variants.select("all", "update")]
-AWKWARD = {"fwd": (1, 2, 3, 63, 64, 65, 129, 1134), "bwd": (1, 3, 64, 129, 1134), "update": (1, 2, 5)}
+AWKWARD = {"fwd": (1, 2, 3, 63, 64, 65, 129, 1134), "bwd": (1, 3, 64, 129), "update": (1, 2, 5)}
 
 
 def _suited(variant: variants.Variant, **values: object) -> list[Case]:
@@ -36,7 +36,10 @@ def _assert_ok(variant: variants.Variant, case: Case, arch: str = "") -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)
 def test_variant_is_right_at_awkward_lengths(variant: variants.Variant, dtype: str, view: str) -> None:
-    for seqlen in AWKWARD[variant.op]:
+    long = (
+        (1134,) if (variant.op, dtype, view) == ("bwd", "bfloat16", "misaligned") else ()
+    )  # over a chunk; a second each
+    for seqlen in (*AWKWARD[variant.op], *long):
         for case in _suited(variant, dtype=dtype, view=view, seqlen=seqlen):
             _assert_ok(variant, case)
 

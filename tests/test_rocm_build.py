@@ -224,13 +224,13 @@ def test_real_hip_loads_every_library_and_refuses_a_launch_without_a_device() ->
     for cell, (stages, size, error, _) in zip(cells, found, strict=True):
         assert tuple(stages) == variants.get(cell.variant).stages or cell.variant in ("copy", "empty")
         assert size == ctypes.sizeof(kernel.Params)
-        assert error in ("hipErrorInvalidDevice", "hipErrorNoDevice"), cell.title()
+        assert error.split(" (")[0] in ("hipErrorInvalidDevice", "hipErrorNoDevice"), cell.title()
 
 
 def test_a_library_of_hipcc_uses_the_runtime_that_is_loaded(machine: Rocm) -> None:
     cell = cell_of(variants.get("fwd_naive"), "gfx942")
     ((_, _, error, _),) = load_and_launch(str(LIBRARIES / "libamdhip64.so.5"), [cell], with_debian_hip())
-    assert error == "hipErrorInvalidDevice"
+    assert error == "hipErrorInvalidDevice (batch 2, dim 64, seqlen 200)"
 
 
 def test_a_process_without_a_hip_runtime_is_told_so() -> None:
@@ -271,4 +271,4 @@ def test_a_refused_launch_says_what_the_runtime_says(tmp_path: Path) -> None:
     cell = cell_of(variants.get("fwd_naive"), "gfx942")
     environment = with_debian_hip() | {"STAND_IN_LOG": str(tmp_path / "log"), "STAND_IN_FAILS": "1"}
     ((_, _, error, _),) = load_and_launch(str(make_runtime(tmp_path)), [cell], environment)
-    assert error == "invalid device function"
+    assert error == "invalid device function (batch 2, dim 64, seqlen 200)"
