@@ -135,8 +135,9 @@ __device__ inline void walk_all(Walker& w, index_t first, index_t last) {
     }
 }
 
-// `share`: steps of a walker. `vectors`: whether a thread's channels lie in vectors, in all tensors.
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const Params p, uint32_t slabs, index_t share, int vectors) {
+// `share`: steps of a walker.
+template <bool kWhole>
+__device__ inline void backward(const Params& p, uint32_t slabs, index_t share) {
     __shared__ acc_t sums[kDown][kAcross * kLanes];
     const uint32_t part = blockIdx.x / slabs, slab = blockIdx.x - part * slabs;
     const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross;
@@ -146,10 +147,7 @@ extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const P
     Walker w{p, dim, p.dim - dim};
     for (int s = 0; s < kSums; ++s)
         for (int i = 0; i < kLanes; ++i) w.sums[s][i] = 0;
-    if (dim < p.dim) {
-        if (vectors && dim + kLanes <= p.dim) walk_all<true>(w, first, last);
-        else walk_all<false>(w, first, last);
-    }
+    if (dim < p.dim) walk_all<kWhole>(w, first, last);
 
 #pragma unroll
     for (int s = 0; s < kSums; ++s) {
@@ -168,6 +166,10 @@ extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const P
     }
 }
 
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const Params p, uint32_t slabs, index_t share) { backward<true>(p, slabs, share); }
+
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void scattered(const Params p, uint32_t slabs, index_t share) { backward<false>(p, slabs, share); }
+
 constexpr int kReduceAcross = 32, kReduceDown = 8;
 
 extern "C" __global__ __launch_bounds__(kReduceAcross* kReduceDown) void reduce(const Params p, index_t parts) {
@@ -184,13 +186,14 @@ struct Plan {
     }
 };
 
+// Whether the channels of every thread lie in one vector, in all tensors.
 static bool in_vectors(const Params& p) {
     constexpr int kBytes = lanes_t::kAccess * 4;
     const auto vectors = [](const void* tensor, index_t batch_stride, index_t dim_stride, index_t seq_stride) {
         const auto* first = static_cast<const elem_t*>(tensor);
         return dim_stride == 1 && is_vector_aligned<kBytes>(first, seq_stride) && is_vector_aligned<kBytes>(first, batch_stride);
     };
-    return vectors(p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride) && vectors(p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride) &&
+    return p.dim % kLanes == 0 && vectors(p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride) && vectors(p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride) &&
            vectors(p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride);
 }
 
@@ -198,9 +201,11 @@ static int64_t workspace_bytes(const Params& p) { return Plan(p).parts * kSums *
 
 static void launch_stage(int stage, const Params& p, stream_t stream) {
     const Plan plan(p);
-    if (stage == 0)
-        launch<bwd_persistent>(grid_of(plan.parts * plan.slabs), dim3(kBlock), stream, p, static_cast<uint32_t>(plan.slabs), plan.share, in_vectors(p));
-    if (stage == 1) launch<reduce>(grid_of_sums<kReduceAcross>(p), dim3(kReduceAcross * kReduceDown), stream, p, plan.parts);
+    const dim3 grid = stage == 0 ? grid_of(plan.parts * plan.slabs) : grid_of_sums<kReduceAcross>(p);
+    const auto slabs = static_cast<uint32_t>(plan.slabs);
+    if (stage == 0 && in_vectors(p)) launch<bwd_persistent>(grid, dim3(kBlock), stream, p, slabs, plan.share);
+    if (stage == 0 && !in_vectors(p)) launch<scattered>(grid, dim3(kBlock), stream, p, slabs, plan.share);
+    if (stage == 1) launch<reduce>(grid, dim3(kReduceAcross * kReduceDown), stream, p, plan.parts);
 }
 
 CC1D_EXPORT("walk", "reduce")
