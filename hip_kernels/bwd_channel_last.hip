@@ -13,11 +13,11 @@
 //     |  stage 2: a block per 32 channels of one tap walks the tiles
 //   dweight, dbias                        the same bits in every run
 #include "cc1d/config.h"
+#include "cc1d/sums.h"
 
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kTile = 64;
 constexpr int kHalo = kWidth - 1;
-constexpr int kSums = kWidth + 1;         // dweight and dbias
 constexpr int kAcross = kTile / kVec;     // threads side by side along the channels
 constexpr int kDown = kBlock / kAcross;   // threads below one another along the sequence
 constexpr int kSteps = kTile / kDown;     // steps of a thread
@@ -130,22 +130,7 @@ extern "C" __global__ __launch_bounds__(kBlock) void bwd_channel_last(const Para
 constexpr int kReduceAcross = 32, kReduceDown = kBlock / kReduceAcross;
 
 extern "C" __global__ __launch_bounds__(kBlock) void reduce(const Params p) {
-    __shared__ acc_t sums[kReduceDown][kReduceAcross];
-    const index_t strips = ceil_div(p.dim, kReduceAcross);
-    const int w = static_cast<int>(blockIdx.x / strips);
-    const int across = threadIdx.x % kReduceAcross, down = threadIdx.x / kReduceAcross;
-    const index_t dim = (blockIdx.x - w * strips) * kReduceAcross + across;
-    const index_t tiles = p.batch * ceil_div(p.seqlen, kTile);
-
-    acc_t sum = 0;
-    if (dim < p.dim)
-        for (index_t tile = down; tile < tiles; tile += kReduceDown) sum += static_cast<const acc_t*>(p.workspace)[(tile * kSums + w) * p.dim + dim];
-    sums[down][across] = sum;
-    __syncthreads();
-    if (down > 0 || dim >= p.dim) return;
-    for (int row = 1; row < kReduceDown; ++row) sum += sums[row][across];
-    if (w < kWidth) static_cast<weight_t*>(p.dweight)[dim * p.dweight_dim_stride + w * p.dweight_width_stride] = from_float<weight_t>(sum);
-    else if (p.dbias) static_cast<weight_t*>(p.dbias)[dim] = from_float<weight_t>(sum);
+    add_partial_sums<kReduceAcross, kReduceDown>(p, p.batch * ceil_div(p.seqlen, kTile));
 }
 
 static int64_t workspace_bytes(const Params& p) { return p.batch * ceil_div(p.seqlen, kTile) * kSums * p.dim * sizeof(acc_t); }
@@ -156,7 +141,7 @@ static void launch_stage(int stage, const Params& p, stream_t stream) {
     for (index_t s = 0; stage == 0 && s < seq_tiles; s += kGridLimit)
         for (index_t d = 0; d < dim_tiles; d += kGridLimit)
             launch<bwd_channel_last>(grid_of(p.batch, part(seq_tiles, s), part(dim_tiles, d)), dim3(kBlock), stream, p, s, d);
-    if (stage == 1) launch<reduce>(grid_of(ceil_div(p.dim, kReduceAcross) * kSums), dim3(kBlock), stream, p);
+    if (stage == 1) launch<reduce>(grid_of_sums<kReduceAcross>(p), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("partial", "reduce")

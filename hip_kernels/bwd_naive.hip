@@ -10,6 +10,7 @@
 // Any width, strides and layout, states, packed sequences. The sums of a block are taken in a fixed order: the same bits
 // in every run. The yardstick for the others.
 #include "cc1d/config.h"
+#include "cc1d/sums.h"
 
 constexpr int kBlock = CC1D_BLOCK;
 
@@ -73,8 +74,7 @@ extern "C" __global__ __launch_bounds__(kBlock) void dweight(const Params p) {
         if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
     }
     if (threadIdx.x > 0) return;
-    if (w < kWidth) static_cast<weight_t*>(p.dweight)[dim * p.dweight_dim_stride + w * p.dweight_width_stride] = from_float<weight_t>(sums[0]);
-    else if (p.dbias) static_cast<weight_t*>(p.dbias)[dim] = from_float<weight_t>(sums[0]);
+    write_sum(p, w, dim, sums[0]);
 }
 
 static int64_t workspace_bytes(const Params&) { return 0; }

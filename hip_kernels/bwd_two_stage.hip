@@ -11,12 +11,12 @@
 //     |  stage 2: a thread per (channel, tap) adds the batches up in order; one per (batch, channel) for the initial state
 //   dweight, dbias, dinitial_states                  the same bits in every run
 #include "cc1d/config.h"
+#include "cc1d/sums.h"
 
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kItems = kVec * CC1D_VECTORS;  // consecutive steps of a thread
 constexpr int kChunk = kBlock * kItems;
 constexpr int kHalo = kWidth - 1;
-constexpr int kSums = kWidth + 1;  // dweight and dbias
 
 constexpr int kKept = kSums + (kStates ? kHalo : 0);  // in the workspace, of a (batch, channel): and the first gradients
 
@@ -135,8 +135,7 @@ extern "C" __global__ __launch_bounds__(kBlock) void reduce(const Params p) {
     const int w = static_cast<int>(i - dim * kSums);
     acc_t sum = 0;
     for (index_t batch = 0; batch < p.batch; ++batch) sum += kept[(batch * p.dim + dim) * kKept + w];
-    if (w < kWidth) static_cast<weight_t*>(p.dweight)[dim * p.dweight_dim_stride + w * p.dweight_width_stride] = from_float<weight_t>(sum);
-    else if (p.dbias) static_cast<weight_t*>(p.dbias)[dim] = from_float<weight_t>(sum);
+    write_sum(p, w, dim, sum);
 }
 
 static int64_t workspace_bytes(const Params& p) { return p.batch * p.dim * kKept * sizeof(acc_t); }

@@ -12,7 +12,7 @@
 //                  |
 //   out    [ tile: 8 bytes x steps   ]      registers -> global
 #include "cc1d/config.h"
-#include "cc1d/packed.h"
+#include "cc1d/channels.h"
 #include "cc1d/sequences.h"
 
 constexpr int kBlock = CC1D_BLOCK;
@@ -32,19 +32,6 @@ struct Grid {
         : across(ceil_div(p.dim, kAcross * kLanes)), down(ceil_div(p.seqlen, kDown * kSteps)) {}
 };
 
-// Channels of one step that exist, as zero where there are none.
-__device__ inline lanes_t load_edge(const Params& p, const elem_t* x, index_t channels, bool inside) {
-    lanes_t v = lanes_t::zero();
-    for (int i = 0; i < kLanes; ++i)
-        if (inside && i < channels) v.put(i, x[i * p.x_dim_stride]);
-    return v;
-}
-
-__device__ inline void store_edge(const Params& p, elem_t* out, const lanes_t& v, index_t channels) {
-    for (int i = 0; i < kLanes; ++i)
-        if (i < channels) out[i * p.out_dim_stride] = v.get(i);
-}
-
 // The initial state at step `t` below 0.
 __device__ inline lanes_t load_initial_states(const Params& p, index_t batch, index_t dim, index_t t) {
     lanes_t v = lanes_t::zero();
@@ -61,40 +48,28 @@ __device__ inline void convolve(const Params& p, const elem_t* x, elem_t* out, i
     for (int r = 0; r < kHalo + kSteps; ++r) {
         const index_t t = t0 + r - kHalo;
         const elem_t* from = x + (r - kHalo) * p.x_seq_stride;
-        rows[r] = kWhole ? lanes_t::load(from) : load_edge(p, from, channels, t >= 0 && t < p.seqlen);
+        rows[r] = load_channels<kWhole, kLanes>(from, p.x_dim_stride, t >= 0 && t < p.seqlen ? channels : 0);
         if constexpr (kStates && !kWhole)
             if (t < 0) rows[r] = load_initial_states(p, batch, dim, t);
     }
     SeqIdx<kSteps> seq_idx;
     if constexpr (kSeqIdx) seq_idx.load(p, batch, t0);
 
-    acc_t weight[kLanes * kWidth], bias[kLanes] = {};  // weight: channel by channel, as in memory
-    const weight_t* weights = static_cast<const weight_t*>(p.weight) + dim * p.weight_dim_stride;
-    const weight_t* biases = static_cast<const weight_t*>(p.bias) + dim;
-    if (kWhole && p.weight_dim_stride == kWidth) {
-        load_parameters(weight, weights, p.weight_width_stride);
-        if (p.bias) load_parameters(bias, biases, 1);
-    } else {
-        for (int i = 0; i < kLanes; ++i) {
-            const int d = i < channels ? i : 0;
-            for (int w = 0; w < kWidth; ++w) weight[i * kWidth + w] = to_float(weights[d * p.weight_dim_stride + w * p.weight_width_stride]);
-            if (p.bias) bias[i] = to_float(biases[d]);
-        }
-    }
+    ChannelParameters<kLanes> parameters;
+    parameters.load<kWhole>(p, dim, channels);
 
     Sequences<kSteps> sequences;
     if constexpr (kSeqIdx) sequences.find(seq_idx, t0);
     for (int step = 0; step < kSteps; ++step) {
         acc_t result[kLanes];
         for (int i = 0; i < kLanes; ++i) {
-            acc_t sum = bias[i];
+            acc_t sum = parameters.bias[i];
             for (int w = 0; w < kWidth; ++w)
-                if (!kSeqIdx || sequences.sees(step, kHalo - w)) sum += weight[i * kWidth + w] * rows[step + w].at(i);
+                if (!kSeqIdx || sequences.sees(step, kHalo - w)) sum += parameters.weight[i * kWidth + w] * rows[step + w].at(i);
             result[i] = kSeqIdx && sequences.is_padding(step) ? acc_t(0) : activate(sum);
         }
-        elem_t* to = out + step * p.out_seq_stride;
-        if (kWhole) lanes_t::from(result).store(to);
-        else if (t0 + step < p.seqlen) store_edge(p, to, lanes_t::from(result), channels);
+        if (kWhole || t0 + step < p.seqlen)
+            store_channels<kWhole, kLanes>(out + step * p.out_seq_stride, lanes_t::from(result), p.out_dim_stride, channels);
     }
 }
 

@@ -27,9 +27,6 @@ constexpr int kMinBlocks = kStates && !kSeqIdx && kWidth <= 4 ? 1280 / kBlock : 
 using run_t = Packed<elem_t, kRun>;
 using halo_t = Packed<elem_t, kHaloPad>;
 
-// Elements by which `p` is past a 16-byte boundary.
-__host__ __device__ inline int lead_of(const elem_t* p) { return reinterpret_cast<uintptr_t>(p) % 16 / sizeof(elem_t); }
-
 // The run of a thread: what exists of it lies from `first` to before `last`, all of it but at the ends of a row.
 struct Run {
     int first, last;
@@ -138,19 +135,13 @@ extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void fwd_register(co
     if (kStates && first < last && t + kRun >= p.seqlen) write_final_states(p, batch, dim);
 }
 
-// Runs of a row. A frame may begin up to kVec - 1 elements before its row; when all rows are aligned, none does.
-static index_t runs_of_row(const Params& p) {
-    const bool aligned = lead_of(static_cast<const elem_t*>(p.x)) == 0 && p.x_dim_stride % kVec == 0 && p.x_batch_stride % kVec == 0;
-    return ceil_div(p.seqlen + (aligned ? 0 : kVec - 1), kRun);
-}
-
 constexpr int64_t kMaxNumbers = int64_t{1} << 31;  // of runs: what Divisor divides
 
 static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
-    const index_t blocks = ceil_div(p.batch * p.dim * runs_of_row(p), kBlock);
-    launch<fwd_register>(grid_of(blocks, 1, 1, kMaxNumbers / kBlock), dim3(kBlock), stream, p, Divisor(runs_of_row(p)), Divisor(p.dim));
+    const index_t blocks = ceil_div(p.batch * p.dim * runs_of_row<kRun>(p), kBlock);
+    launch<fwd_register>(grid_of(blocks, 1, 1, kMaxNumbers / kBlock), dim3(kBlock), stream, p, Divisor(runs_of_row<kRun>(p)), Divisor(p.dim));
 }
 
 CC1D_EXPORT("conv")

@@ -51,9 +51,6 @@ __device__ inline void put(elem_t* shared, const vector_t& v) {
     *reinterpret_cast<raw16_t*>(shared) = raw16_t{v.words[0], v.words[1], v.words[2], v.words[3]};
 }
 
-// Elements by which `p` is past a 16-byte boundary.
-__host__ __device__ inline int lead_of(const elem_t* p) { return reinterpret_cast<uintptr_t>(p) % 16 / sizeof(elem_t); }
-
 // What a wave does: elements [begin, end) from x on, of which `begin` is up to a vector before it, or after it where the row begins.
 struct Run {
     const elem_t* x;
@@ -176,17 +173,11 @@ extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_toeplitz_wmma(cons
     }
 }
 
-// Runs of a row. A frame may begin up to kVec - 1 elements before its row; when all rows are aligned, none does.
-static index_t runs_of_row(const Params& p) {
-    const bool aligned = lead_of(static_cast<const elem_t*>(p.x)) == 0 && p.x_dim_stride % kVec == 0 && p.x_batch_stride % kVec == 0;
-    return ceil_div(p.seqlen + (aligned ? 0 : kVec - 1), kRun);
-}
-
 static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
-    const index_t blocks = ceil_div(p.batch * p.dim * runs_of_row(p), kWaves);
-    launch<fwd_toeplitz_wmma>(grid_of(blocks), dim3(kBlock), stream, p, Divisor(runs_of_row(p)), Divisor(p.dim));
+    const index_t blocks = ceil_div(p.batch * p.dim * runs_of_row<kRun>(p), kWaves);
+    launch<fwd_toeplitz_wmma>(grid_of(blocks), dim3(kBlock), stream, p, Divisor(runs_of_row<kRun>(p)), Divisor(p.dim));
 }
 
 CC1D_EXPORT("conv")

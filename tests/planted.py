@@ -228,7 +228,7 @@ BUGS = (
     ),
     _bug("barrier after the load missing", "bwd_channel_last", "__syncthreads();", ""),
     _bug("steps past the end stored", "bwd_channel_last", "if (inside) store_part", "store_part", **_SMALL),
-    _bug("a tile left out", "bwd_channel_last", "tile < tiles;", "tile + 1 < tiles;"),
+    _bug("a tile left out", "bwd_channel_last", "part < parts;", "part + 1 < parts;", file="include/cc1d/sums.h"),
     _bug(
         "dbias counted with padding",
         "bwd_channel_last",

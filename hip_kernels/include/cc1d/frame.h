@@ -9,9 +9,6 @@
 #pragma once
 #include "packed.h"
 
-// Elements by which `p` is past a 16-byte boundary.
-__host__ __device__ inline int lead_of(const elem_t* p) { return reinterpret_cast<uintptr_t>(p) % 16 / sizeof(elem_t); }
-
 // How the rows of some tensors lie: each on a 16-byte boundary and all of it in whole runs; at the same distance from one in
 // every tensor, so that they share a frame; or anyhow, element by element.
 enum class Rows { aligned, framed, scattered };

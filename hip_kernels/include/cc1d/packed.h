@@ -3,6 +3,17 @@
 // A struct of 16-bit elements is taken apart by compilers, and its stores with it: a warp then writes half sectors. Words stay.
 #pragma once
 
+// Elements by which `p` is past a 16-byte boundary.
+__host__ __device__ inline int lead_of(const elem_t* p) { return reinterpret_cast<uintptr_t>(p) % 16 / sizeof(elem_t); }
+
+// Runs of `N` elements in a row of x. A row that does not begin on a 16-byte boundary keeps the aligned frame of memory, which may
+// begin up to kVec - 1 elements before it; when all rows are aligned, none does.
+template <int N>
+index_t runs_of_row(const Params& p) {
+    const bool aligned = lead_of(static_cast<const elem_t*>(p.x)) == 0 && p.x_dim_stride % kVec == 0 && p.x_batch_stride % kVec == 0;
+    return ceil_div(p.seqlen + (aligned ? 0 : kVec - 1), N);
+}
+
 template <typename To, typename From>
 __device__ inline To bits_as(const From& from) {
     static_assert(sizeof(To) == sizeof(From), "the same bits under another name");
