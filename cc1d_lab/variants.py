@@ -52,6 +52,7 @@ class Variant:
     layouts: tuple[str, ...] = LAYOUTS
     widths: tuple[int, int] = (1, 8)
     vectors_below: int = 0  # 2**31 for a kernel that counts its 16-byte vectors in 31 bits; 0 is no limit
+    seqlen_below: int = 0  # 2**31 for a kernel that counts the steps of a row in 31 bits; 0 is no limit
     mixed_weight: bool = True  # whether weight may have another dtype than x
     stages: tuple[str, ...] = ("conv",)
     tunables: Mapping[str, Tunable] = field(default_factory=dict)
@@ -59,9 +60,9 @@ class Variant:
     im2col_bytes: Callable[[Case], int] | None = None
     caveat: str = ""
 
-    def rank_for(self, case: Case) -> int:
-        """The rank among those that can do `case`."""
-        return self.wide_rank if self.wide_rank and case.width > 4 else self.rank
+    def rank_for(self, width: int) -> int:
+        """The rank among those that can do a call of this width."""
+        return self.wide_rank if self.wide_rank and width > 4 else self.rank
 
     @property
     def source(self) -> str | None:
@@ -229,6 +230,7 @@ _ENTRIES = (
         layouts=("channel_first",),
         widths=(1, 8),
         vectors_below=2**31,
+        seqlen_below=2**31,
         stages=("walk", "reduce"),
         tunables={
             "block": Tunable(128, (64, 128)),
@@ -360,6 +362,10 @@ def cannot(variant: Variant, case: Case, backend: str) -> str:
         (
             not variant.vectors_below or vectors(case) < variant.vectors_below,
             f"outputs {case.outputs}: {variant.name} counts vectors of 16 bytes, and only to {variant.vectors_below}",
+        ),
+        (
+            not variant.seqlen_below or case.seqlen < variant.seqlen_below,
+            f"seqlen {case.seqlen}: {variant.name} counts steps only to {variant.seqlen_below}",
         ),
         (
             variant.mixed_weight or case.weight_dtype == case.dtype,

@@ -86,6 +86,7 @@ def test_the_reason_names_what_does_not_fit(case: Case) -> None:
             "width": variant.widths[0] <= case.width <= variant.widths[1],
             "weight": variant.mixed_weight or case.weight_dtype == case.dtype,
             "outputs": not variant.vectors_below or vectors(case) < variant.vectors_below,
+            "seqlen": not variant.seqlen_below or case.seqlen < variant.seqlen_below,
         }
         assert bool(reason) == (not all(fits.values()))
         assert not reason or not fits[re.match(r"\w+", reason)[0]]
@@ -96,6 +97,12 @@ def test_a_variant_without_states_says_so() -> None:
     assert why_not(plain, Case(states=True), "nvidia") == "states: plain has no states"
     assert why_not(plain, Case(states=True, seq_idx=True), "nvidia").startswith("states and seq_idx: plain has no")
     assert why_not(variants.get("fwd_naive"), Case(states=True, seq_idx=True), "nvidia") == ""
+
+
+def test_rows_beyond_31_bits_of_steps_are_refused_where_steps_are_counted_in_31() -> None:
+    walk = variants.get("bwd_warp_walk")
+    assert why_not(walk, Case(op="bwd", batch=1, dim=1, seqlen=2**31 - 1), "nvidia") == ""
+    assert why_not(walk, Case(op="bwd", batch=1, dim=1, seqlen=2**31), "nvidia").startswith("seqlen 2147483648: ")
 
 
 def test_doubles_are_for_emulation() -> None:

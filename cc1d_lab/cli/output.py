@@ -104,7 +104,7 @@ def gains(rows: Sequence[Row]) -> Iterator[str]:
     for found in cases.values():
         best = min(found, key=lambda r: r["time_us_p50"])
         usual = [r for r in found if r["tunables"] == variants.resolve_tunables(variants.get(r["variant"]), {})]
-        default = max(usual, key=lambda r: variants.get(r["variant"]).rank, default=None)
+        default = max(usual, key=lambda r: variants.get(r["variant"]).rank_for(r["width"]), default=None)
         knobs = " ".join(f"{k}={v}" for k, v in best["tunables"].items())
         gain = f"{100 * (default['time_us_p50'] / best['time_us_p50'] - 1):.1f} % over the default" if default else ""
         shape = f"{best['batch']}x{best['dim']}x{best['seqlen']}x{best['width']} {best['dtype']} {best['layout']}"

@@ -96,7 +96,7 @@ def choose(case: Case, backend: str, name: str) -> Explanation:
     if measured:
         best, tunables, reason = measured
     else:
-        best, tunables = max(able, key=lambda v: v.rank_for(case)), {}
+        best, tunables = max(able, key=lambda v: v.rank_for(case.width)), {}
         reason = "the first choice for this layout; there is no measurement of it (cc1d tune makes one)"
     others = {name: why or _why_second(variants.get(name), best) for name, why in reasons.items() if name != best.name}
     return Explanation(best.name, tunables, backend, reason, others)
