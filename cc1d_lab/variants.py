@@ -51,8 +51,7 @@ class Variant:
     dtypes: tuple[str, ...] = DTYPES
     layouts: tuple[str, ...] = LAYOUTS
     widths: tuple[int, int] = (1, 8)
-    vectors_below: int = 0  # 2**31 for a kernel that counts its 16-byte vectors in 31 bits; 0 is no limit
-    seqlen_below: int = 0  # 2**31 for a kernel that counts the steps of a row in 31 bits; 0 is no limit
+    counts_in_31_bits: bool = False  # its 16-byte vectors, and the steps of a row
     mixed_weight: bool = True  # whether weight may have another dtype than x
     stages: tuple[str, ...] = ("conv",)
     tunables: Mapping[str, Tunable] = field(default_factory=dict)
@@ -155,7 +154,7 @@ _ENTRIES = (
         dtypes=HALF,
         layouts=("channel_first",),
         widths=(1, 8),
-        vectors_below=2**31,
+        counts_in_31_bits=True,
         mixed_weight=False,
         rank=4,
         wide_rank=6,
@@ -169,8 +168,8 @@ _ENTRIES = (
         rank=5,
         layouts=("channel_first",),
         widths=(1, 8),
-        vectors_below=2**31,
-        tunables={"block": Tunable(128, _BLOCKS), "vectors": Tunable(2, (1, 2))},
+        counts_in_31_bits=True,
+        tunables={"block": Tunable(256, _BLOCKS), "vectors": Tunable(1, (1, 2))},
     ),
     Variant(
         "fwd_raster",
@@ -229,8 +228,7 @@ _ENTRIES = (
         rank=5,
         layouts=("channel_first",),
         widths=(1, 8),
-        vectors_below=2**31,
-        seqlen_below=2**31,
+        counts_in_31_bits=True,
         stages=("walk", "reduce"),
         tunables={
             "block": Tunable(128, (64, 128)),
@@ -360,12 +358,12 @@ def cannot(variant: Variant, case: Case, backend: str) -> str:
             f"width {case.width}: {variant.name} takes {variant.widths[0]} to {variant.widths[1]}",
         ),
         (
-            not variant.vectors_below or vectors(case) < variant.vectors_below,
-            f"outputs {case.outputs}: {variant.name} counts vectors of 16 bytes, and only to {variant.vectors_below}",
+            not variant.counts_in_31_bits or vectors(case) < 2**31,
+            f"outputs {case.outputs}: {variant.name} counts vectors of 16 bytes, and only to {2**31}",
         ),
         (
-            not variant.seqlen_below or case.seqlen < variant.seqlen_below,
-            f"seqlen {case.seqlen}: {variant.name} counts steps only to {variant.seqlen_below}",
+            not variant.counts_in_31_bits or case.seqlen < 2**31,
+            f"seqlen {case.seqlen}: {variant.name} counts steps only to {2**31}",
         ),
         (
             variant.mixed_weight or case.weight_dtype == case.dtype,

@@ -18,7 +18,7 @@
 
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kLanes = 4;                 // channels of a thread
-constexpr int kAcross = CC1D_ACROSS;      // threads side by side along the channels
+constexpr int kAcross = CC1D_ACROSS < kWarp ? kWarp : CC1D_ACROSS;  // threads side by side along the channels: whole waves
 constexpr bool kAhead = sizeof(elem_t) == 2;  // whether the next steps are loaded before these are used: where registers allow
 constexpr int kTogether = kAhead ? 5 : 4;     // steps loaded at once
 constexpr int kResident = 384;            // threads that are to fit on a multiprocessor: bounds the registers
@@ -31,46 +31,42 @@ static_assert(kChannelLast, "a thread's channels lie side by side");
 // What a thread carries from step to step. x and gradient: the last kHalo steps, oldest first.
 struct Walker {
     const Params& p;
-    index_t dim, channels;
-    ChannelParameters<kLanes> parameters;
+    index_t dim;
+    int channels;      // that exist from dim on
+    bool first, last;       // of its row of lanes
+    Parameters<kLanes> parameters;
     acc_t x[kHalo + 1][kLanes], gradient[kHalo + 1][kLanes], sums[kSums][kLanes];
 };
 
-template <int kSteps>
+template <Channels kHow, int kSteps>
 struct Rows {
-    lanes_t x[kSteps], dout[kSteps];
-};
+    ChannelLoad<kHow, kLanes> x[kSteps], dout[kSteps];
 
-// Steps t to t + kSteps - 1, as zero from `end` on.
-template <bool kWhole, int kSteps>
-__device__ inline Rows<kSteps> load_rows(const Walker& w, const elem_t* x, const elem_t* dout, index_t t, index_t end) {
-    Rows<kSteps> rows;
+    // Steps t to t + kSteps - 1, as zero from `end` on.
+    __device__ void load(const Walker& w, const elem_t* x_at_t, const elem_t* dout_at_t, index_t t, index_t end) {
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-        rows.x[s] = rows.dout[s] = lanes_t::zero();
-        if (t + s < end) {
-            rows.x[s] = load_channels<kWhole, kLanes>(x + s * w.p.x_seq_stride, w.p.x_dim_stride, w.channels);
-            rows.dout[s] = load_channels<kWhole, kLanes>(dout + s * w.p.dout_seq_stride, w.p.dout_dim_stride, w.channels);
+        for (int s = 0; s < kSteps; ++s) {
+            const int channels = t + s < end ? w.channels : 0;
+            x[s].load(x_at_t + s * w.p.x_seq_stride, w.p.x_dim_stride, channels);
+            dout[s].load(dout_at_t + s * w.p.dout_seq_stride, w.p.dout_dim_stride, channels);
         }
     }
-    return rows;
-}
+};
 
 // One step: its x and dout join the windows. Returns dx of the step kHalo before. `counts`: it is one of this walker's.
 __device__ inline lanes_t advance(Walker& w, const lanes_t& x, const lanes_t& dout, bool counts) {
     acc_t result[kLanes];
     for (int i = 0; i < kLanes; ++i) {
-        const acc_t* weight = w.parameters.weight + i * kWidth;
         w.x[kHalo][i] = x.at(i);
         acc_t g = dout.at(i);
         if (kSilu) {
-            acc_t sum = w.parameters.bias[i];
-            for (int k = 0; k < kWidth; ++k) sum += weight[k] * w.x[k][i];
+            acc_t sum = w.parameters.bias(i);
+            for (int k = 0; k < kWidth; ++k) sum += w.parameters.weight(i, k) * w.x[k][i];
             g *= activate_slope(sum);
         }
         w.gradient[kHalo][i] = g;
         result[i] = 0;
-        for (int k = kWidth; k-- > 0;) result[i] += weight[kHalo - k] * w.gradient[k][i];
+        for (int k = kWidth; k-- > 0;) result[i] += w.parameters.weight(i, kHalo - k) * w.gradient[k][i];
         if (counts) {
             for (int k = 0; k < kWidth; ++k) w.sums[k][i] += g * w.x[k][i];
             w.sums[kWidth][i] += g;
@@ -84,7 +80,7 @@ __device__ inline lanes_t advance(Walker& w, const lanes_t& x, const lanes_t& do
 }
 
 // Steps begin to end - 1 of one batch element.
-template <bool kWhole>
+template <Channels kHow>
 __device__ inline void walk(Walker& w, index_t batch, index_t begin, index_t end) {
     const Params& p = w.p;
     const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + w.dim * p.x_dim_stride + begin * p.x_seq_stride;
@@ -92,51 +88,58 @@ __device__ inline void walk(Walker& w, index_t batch, index_t begin, index_t end
     elem_t* dx = static_cast<elem_t*>(p.dx) + batch * p.dx_batch_stride + w.dim * p.dx_dim_stride + (begin - kHalo) * p.dx_seq_stride;
     const index_t seen = end + kHalo < p.seqlen ? end + kHalo : p.seqlen;  // past it there is nothing, and no gradient
     for (int k = 0; k < kHalo; ++k) {
-        const bool inside = begin - kHalo + k >= 0;
-        const lanes_t before = inside ? load_channels<kWhole, kLanes>(x + (k - kHalo) * p.x_seq_stride, p.x_dim_stride, w.channels) : lanes_t::zero();
+        const elem_t* from = x + (k - kHalo) * p.x_seq_stride;
+        ChannelLoad<kHow, kLanes> before;
+        before.load(from, p.x_dim_stride, begin - kHalo + k >= 0 ? w.channels : 0);
         for (int i = 0; i < kLanes; ++i) {
-            w.x[k][i] = before.at(i);
+            w.x[k][i] = before.value(from).at(i);
             w.gradient[k][i] = 0;
         }
     }
 
-    constexpr int kSteps = kWhole ? kTogether : 1;
-    Rows<kSteps> rows = load_rows<kWhole, kSteps>(w, x, dout, begin, seen);
+    constexpr int kSteps = kHow == Channels::scattered ? 1 : kHow == Channels::shifted ? 4 : kTogether;
+    Rows<kHow, kSteps> rows;
+    rows.load(w, x, dout, begin, seen);
+    const auto dx_of = [&](int s, bool counts) {
+        return advance(w, rows.x[s].value(x + s * p.x_seq_stride), rows.dout[s].value(dout + s * p.dout_seq_stride), counts);
+    };
+    const auto store = [&](int s, const lanes_t& v) {
+        store_channels<kHow, kLanes>(dx + s * p.dx_seq_stride, v, p.dx_dim_stride, w.channels, w.first, w.last);
+    };
     for (index_t t = begin; t < end + kHalo; t += kSteps) {
-        x += kSteps * p.x_seq_stride;
-        dout += kSteps * p.dout_seq_stride;
-        Rows<kSteps> next = rows;
-        if (kAhead) next = load_rows<kWhole, kSteps>(w, x, dout, t + kSteps, seen);
+        Rows<kHow, kSteps> next;
+        if (kAhead) next.load(w, x + kSteps * p.x_seq_stride, dout + kSteps * p.dout_seq_stride, t + kSteps, seen);
         if (t - kHalo >= begin && t + kSteps <= end) {  // all in the middle
 #pragma unroll
-            for (int s = 0; s < kSteps; ++s)
-                store_channels<kWhole, kLanes>(dx + s * p.dx_seq_stride, advance(w, rows.x[s], rows.dout[s], true), p.dx_dim_stride, w.channels);
+            for (int s = 0; s < kSteps; ++s) store(s, dx_of(s, true));
         } else {
 #pragma unroll
             for (int s = 0; s < kSteps; ++s) {
-                const lanes_t v = advance(w, rows.x[s], rows.dout[s], t + s < end);
-                if (t + s - kHalo >= begin && t + s - kHalo < end) store_channels<kWhole, kLanes>(dx + s * p.dx_seq_stride, v, p.dx_dim_stride, w.channels);
+                const lanes_t v = dx_of(s, t + s < end);
+                if (t + s - kHalo >= begin && t + s - kHalo < end) store(s, v);
             }
         }
+        x += kSteps * p.x_seq_stride;
+        dout += kSteps * p.dout_seq_stride;
         dx += kSteps * p.dx_seq_stride;
-        rows = kAhead ? next : load_rows<kWhole, kSteps>(w, x, dout, t + kSteps, seen);
+        if (kAhead) rows = next;
+        else rows.load(w, x, dout, t + kSteps, seen);
     }
 }
 
 // Steps first to last - 1 of the line of all batch elements.
-template <bool kWhole>
+template <Channels kHow>
 __device__ inline void walk_all(Walker& w, index_t first, index_t last) {
-    w.parameters.load<kWhole>(w.p, w.dim, w.channels);
     while (first < last) {
         const index_t batch = first / w.p.seqlen, begin = first - batch * w.p.seqlen;
         const index_t end = begin + (last - first) < w.p.seqlen ? begin + (last - first) : w.p.seqlen;
-        walk<kWhole>(w, batch, begin, end);
+        walk<kHow>(w, batch, begin, end);
         first += end - begin;
     }
 }
 
 // `share`: steps of a walker.
-template <bool kWhole>
+template <Channels kHow>
 __device__ inline void backward(const Params& p, uint32_t slabs, index_t share) {
     __shared__ acc_t sums[kDown][kAcross * kLanes];
     const uint32_t part = blockIdx.x / slabs, slab = blockIdx.x - part * slabs;
@@ -144,10 +147,13 @@ __device__ inline void backward(const Params& p, uint32_t slabs, index_t share) 
     const index_t dim = (index_t(slab) * kAcross + across) * kLanes, lines = p.batch * p.seqlen;
     const index_t first = (index_t(part) * kDown + down) * share, last = first + share < lines ? first + share : lines;
 
-    Walker w{p, dim, p.dim - dim};
+    const int lane = lane_id();
+    Walker w{p, dim, clamped<-kLanes, kLanes>(p.dim - dim), across == 0 || lane == 0, across == kAcross - 1 || lane == kWarp - 1};
     for (int s = 0; s < kSums; ++s)
         for (int i = 0; i < kLanes; ++i) w.sums[s][i] = 0;
-    if (dim < p.dim) walk_all<kWhole>(w, first, last);
+    if (kHow == Channels::vectors) w.parameters.load(p, dim);
+    else w.parameters.load(p, dim < p.dim ? dim : 0, dim < p.dim ? w.channels : 1);
+    if (kHow == Channels::shifted || dim < p.dim) walk_all<kHow>(w, first, last);  // with shifts all lanes walk
 
 #pragma unroll
     for (int s = 0; s < kSums; ++s) {
@@ -166,9 +172,15 @@ __device__ inline void backward(const Params& p, uint32_t slabs, index_t share) 
     }
 }
 
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const Params p, uint32_t slabs, index_t share) { backward<true>(p, slabs, share); }
-
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void scattered(const Params p, uint32_t slabs, index_t share) { backward<false>(p, slabs, share); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const Params p, uint32_t slabs, index_t share) {
+    backward<Channels::vectors>(p, slabs, share);
+}
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void shifted(const Params p, uint32_t slabs, index_t share) {
+    backward<Channels::shifted>(p, slabs, share);
+}
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void scattered(const Params p, uint32_t slabs, index_t share) {
+    backward<Channels::scattered>(p, slabs, share);
+}
 
 constexpr int kReduceAcross = 32, kReduceDown = 8;
 
@@ -186,15 +198,10 @@ struct Plan {
     }
 };
 
-// Whether the channels of every thread lie in one vector, in all tensors.
-static bool in_vectors(const Params& p) {
-    constexpr int kBytes = lanes_t::kAccess * 4;
-    const auto vectors = [](const void* tensor, index_t batch_stride, index_t dim_stride, index_t seq_stride) {
-        const auto* first = static_cast<const elem_t*>(tensor);
-        return dim_stride == 1 && is_vector_aligned<kBytes>(first, seq_stride) && is_vector_aligned<kBytes>(first, batch_stride);
-    };
-    return p.dim % kLanes == 0 && vectors(p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride) && vectors(p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride) &&
-           vectors(p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride);
+static Channels how(const Params& p) {
+    return channels_of<kLanes>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
+                                   {p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride},
+                                   {p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride}});
 }
 
 static int64_t workspace_bytes(const Params& p) { return Plan(p).parts * kSums * p.dim * sizeof(acc_t); }
@@ -203,8 +210,10 @@ static void launch_stage(int stage, const Params& p, stream_t stream) {
     const Plan plan(p);
     const dim3 grid = stage == 0 ? grid_of(plan.parts * plan.slabs) : grid_of_sums<kReduceAcross>(p);
     const auto slabs = static_cast<uint32_t>(plan.slabs);
-    if (stage == 0 && in_vectors(p)) launch<bwd_persistent>(grid, dim3(kBlock), stream, p, slabs, plan.share);
-    if (stage == 0 && !in_vectors(p)) launch<scattered>(grid, dim3(kBlock), stream, p, slabs, plan.share);
+    const Channels channels = how(p);
+    if (stage == 0 && channels == Channels::vectors) launch<bwd_persistent>(grid, dim3(kBlock), stream, p, slabs, plan.share);
+    if (stage == 0 && channels == Channels::shifted) launch<shifted>(grid, dim3(kBlock), stream, p, slabs, plan.share);
+    if (stage == 0 && channels == Channels::scattered) launch<scattered>(grid, dim3(kBlock), stream, p, slabs, plan.share);
     if (stage == 1) launch<reduce>(grid, dim3(kReduceAcross * kReduceDown), stream, p, plan.parts);
 }
 

@@ -55,45 +55,41 @@ __device__ inline tail_t tail_of(const run_t& run) {
     return tail;
 }
 
-struct Parameters {
-    acc_t weight[kWidth], bias;
+using parameters_t = Parameters<1>;
 
-    __device__ Parameters(const Params& p, index_t dim) : bias(p.bias ? to_float(static_cast<const weight_t*>(p.bias)[dim]) : acc_t(0)) {
-        const weight_t* taps = static_cast<const weight_t*>(p.weight) + dim * p.weight_dim_stride;
-        for (int w = 0; w < kWidth; ++w) weight[w] = to_float(taps[w * p.weight_width_stride]);
-    }
-
-    // The gradient before the activation, where x of the last `width` steps is x[0], x[1] ...
-    __device__ acc_t gradient(const acc_t* x, acc_t dout) const {
-        if (!kSilu) return dout;
-        acc_t sum = bias;
-        for (int w = 0; w < kWidth; ++w) sum += weight[w] * x[w];
-        return dout * activate_slope(sum);
-    }
-};
+// The gradient before the activation, where x of the last `width` steps is x[0], x[1] ...
+__device__ inline acc_t gradient_of(const parameters_t& parameters, const acc_t* x, acc_t dout) {
+    if (!kSilu) return dout;
+    acc_t sum = parameters.bias(0);
+    for (int w = 0; w < kWidth; ++w) sum += parameters.weight(0, w) * x[w];
+    return dout * activate_slope(sum);
+}
 
 // The gradients of the first steps of a run, for the run before it: what a walk that begins there has not seen.
 template <Rows kRows>
-__device__ inline void gradients_above(const Gradients<kRows>& c, const Parameters& parameters, uint32_t number, acc_t (&g)[kHalo + 1]) {
+__device__ inline void gradients_above(const Gradients<kRows>& c, const parameters_t& parameters, uint32_t number, acc_t (&g)[kHalo + 1]) {
     const auto above = c.run(number);
-    const run_t x = above.load(c.x), dout = above.load(c.dout);
-    const tail_t before = tail_of(c.run(number - 1).load(c.x));
+    const auto below = c.run(number - 1);
+    run_t x = above.load(c.x), dout = above.load(c.dout), before = below.load(c.x);
+    x = above.masked(x);
+    dout = above.masked(dout);
+    const tail_t halo = tail_of(below.masked(before));
     acc_t values[2 * kHalo + 1];
-    for (int i = 0; i < kHalo; ++i) values[i] = before.at(kHaloPad - kHalo + i);
+    for (int i = 0; i < kHalo; ++i) values[i] = halo.at(kHaloPad - kHalo + i);
     for (int i = 0; i < kHalo; ++i) values[kHalo + i] = x.at(i);
-    for (int i = 0; i < kHalo; ++i) g[i] = parameters.gradient(values + i, dout.at(i));
+    for (int i = 0; i < kHalo; ++i) g[i] = gradient_of(parameters, values + i, dout.at(i));
 }
 
 // Runs begin to end - 1 of a channel, from the end. Adds to `sums`.
 template <int kUnits, Rows kRows>
-__device__ inline void walk(const Gradients<kRows>& c, const Parameters& parameters, int begin, int end, int count, acc_t (&sums)[kSums]) {
+__device__ inline void walk(const Gradients<kRows>& c, const parameters_t& parameters, int begin, int end, int count, acc_t (&sums)[kSums]) {
     const int lane = lane_id();
     acc_t above[kHalo + 1] = {};  // gradients of lane 0 in the unit before
     if (lane == 0 && begin < end && end < count && !c.run(end).starts_row()) gradients_above(c, parameters, end, above);
 
     for (int top = end; top > begin; top -= kUnits * kWarp) {
         run_t x[kUnits], dout[kUnits];
-        tail_t lowest = tail_t::zero();
+        run_t lowest = run_t::zero();
         const int needed = begin > 0 ? begin - 1 : 0;  // of x, the run before the share, too
 #pragma unroll
         for (int u = 0; u < kUnits; ++u) {
@@ -103,7 +99,16 @@ __device__ inline void walk(const Gradients<kRows>& c, const Parameters& paramet
             if (number >= begin) dout[u] = c.run(number).load(c.dout);
         }
         const int below = top - kUnits * kWarp - 1;
-        if (lane == kWarp - 1 && below >= needed) lowest = tail_of(c.run(below).load(c.x));
+        if (lane == kWarp - 1 && below >= needed) lowest = c.run(below).load(c.x);
+        if (kRows == Rows::framed) {
+#pragma unroll
+            for (int u = 0; u < kUnits; ++u) {
+                const int number = top - (u + 1) * kWarp + lane;
+                if (number >= needed) x[u] = c.run(number).masked(x[u]);
+                if (number >= begin) dout[u] = c.run(number).masked(dout[u]);
+            }
+            if (lane == kWarp - 1 && below >= needed) lowest = c.run(below).masked(lowest);
+        }
 
 #pragma unroll
         for (int u = 0; u < kUnits; ++u) {
@@ -113,7 +118,7 @@ __device__ inline void walk(const Gradients<kRows>& c, const Parameters& paramet
             const auto run = c.run(exists ? number : begin);
 
             tail_t halo = tail_of(x[u]);
-            const tail_t next = u + 1 < kUnits ? tail_of(x[u + 1 < kUnits ? u + 1 : u]) : lowest;
+            const tail_t next = u + 1 < kUnits ? tail_of(x[u + 1 < kUnits ? u + 1 : u]) : tail_of(lowest);
             for (int w = 0; w < tail_t::kWords; ++w) {
                 const uint32_t received = shuffle(lane == kWarp - 1 ? next.words[w] : halo.words[w], (lane + kWarp - 1) % kWarp);
                 halo.words[w] = run.starts_row() ? 0 : received;
@@ -121,7 +126,7 @@ __device__ inline void walk(const Gradients<kRows>& c, const Parameters& paramet
             acc_t values[kHalo + kRun], g[kRun + kHalo];
             for (int i = 0; i < kHalo; ++i) values[i] = halo.at(kHaloPad - kHalo + i);
             for (int i = 0; i < kRun; ++i) values[kHalo + i] = x[u].at(i);
-            for (int i = 0; i < kRun; ++i) g[i] = parameters.gradient(values + i, dout[u].at(i));
+            for (int i = 0; i < kRun; ++i) g[i] = gradient_of(parameters, values + i, dout[u].at(i));
             for (int i = 0; i < kRun; ++i) {
                 for (int w = 0; w < kWidth; ++w) sums[w] += g[i] * values[i + w];
                 sums[kWidth] += g[i];
@@ -135,7 +140,7 @@ __device__ inline void walk(const Gradients<kRows>& c, const Parameters& paramet
             acc_t result[kRun];
             for (int i = 0; i < kRun; ++i) {
                 result[i] = 0;
-                for (int k = kWidth; k-- > 0;) result[i] += parameters.weight[kHalo - k] * g[i + k];
+                for (int k = kWidth; k-- > 0;) result[i] += parameters.weight(0, kHalo - k) * g[i + k];
             }
             if (exists) run.store(c.dx, run_t::from(result));
         }
@@ -152,7 +157,9 @@ __device__ inline void backward(const Params& p, const Divisor& runs, const Divi
     const int begin = from < count ? static_cast<int>(from) : count, end = from + share < count ? static_cast<int>(from + share) : count;
 
     acc_t mine[kSums] = {};
-    walk<kUnits>(Gradients<kRows>(p, runs, dim), Parameters(p, dim), begin, end, count, mine);
+    parameters_t parameters;
+    parameters.load(p, dim);
+    walk<kUnits>(Gradients<kRows>(p, runs, dim), parameters, begin, end, count, mine);
 
     for (int s = 0; s < kSums; ++s) {
         for (int half = kWarp / 2; half > 0; half /= 2) mine[s] += shuffle_down(mine[s], half);
@@ -187,16 +194,13 @@ extern "C" __global__ __launch_bounds__(kBlock) void reduce(const Params p, inde
     add_partial_sums<kReduceAcross, kBlock / kReduceAcross>(p, splits);
 }
 
-struct Plan {
-    Rows rows;
-    index_t runs, splits, share;  // runs of a row; blocks that share a channel; runs of a warp
+struct Plan : RowPlan {
+    index_t splits, share;  // blocks that share a channel; runs of a warp
 
-    explicit Plan(const Params& p) {
-        const Strides x{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, dout{p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride},
-            dx{p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride};
-        const bool alike = x.alike(dout) && x.alike(dx);
-        rows = !alike ? Rows::scattered : x.aligned() && p.seqlen % kRun == 0 ? Rows::aligned : Rows::framed;
-        runs = ceil_div(p.seqlen + (rows == Rows::framed && !x.aligned() ? kVec - 1 : 0), kRun);
+    explicit Plan(const Params& p)
+        : RowPlan(rows_of<kRun>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
+                                    {p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride},
+                                    {p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride}})) {
         const index_t count = p.batch * runs, needed = ceil_div(kEnough, p.dim), possible = ceil_div(count, kBlock * kUnits);
         splits = ceil_div(count, kShare);
         if (splits < needed) splits = needed < possible ? needed : possible;

@@ -22,7 +22,7 @@
 // sums of its segment and of the next one, so a lane that finds a sum that is not finite computes its own again, tap by tap.
 // channel_first alone: with the channels contiguous, no 16 bytes of memory belong to one product.
 #include "cc1d/config.h"
-#include "cc1d/packed.h"
+#include "cc1d/frame.h"
 
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kVectors = CC1D_VECTORS;  // of a lane
@@ -51,41 +51,8 @@ __device__ inline void put(elem_t* shared, const vector_t& v) {
     *reinterpret_cast<raw16_t*>(shared) = raw16_t{v.words[0], v.words[1], v.words[2], v.words[3]};
 }
 
-// What a wave does: elements [begin, end) from x on, of which `begin` is up to a vector before it, or after it where the row begins.
-struct Run {
-    const elem_t* x;
-    elem_t* out;
-    int begin, end;
-    bool x_vectors, out_vectors;
-
-    __device__ bool whole(int i) const { return i >= begin && i + kVec <= end; }
-
-    // The vector at i, 0 where there is none. What lies beside the row is read where it is part of the tensor.
-    __device__ vector_t load(const Params& p, int i) const {
-        if (x_vectors && whole(i)) return vector_t::load(x + i);
-        const int first = begin > i ? begin - i : 0, last = end - i;
-        vector_t v = vector_t::zero();
-        if (first >= kVec || last <= first) return v;
-        const elem_t* tensor = static_cast<const elem_t*>(p.x);
-        const elem_t* tensor_end = tensor + (p.batch - 1) * p.x_batch_stride + (p.dim - 1) * p.x_dim_stride + p.seqlen;
-        if (x_vectors && x + i >= tensor && x + i + kVec <= tensor_end) {
-            v = vector_t::load(x + i);
-            v.keep(first, last);
-            return v;
-        }
-        for (int e = 0; e < kVec; ++e)
-            if (e >= first && e < last) v.put(e, x[(i + e) * p.x_seq_stride]);
-        return v;
-    }
-
-    __device__ void store(const Params& p, int i, const vector_t& v) const {
-        if (out_vectors && whole(i)) return v.store(out + i);
-        for (int e = 0; e < kVec; ++e)
-            if (i + e >= begin && i + e < end) out[(i + e) * p.out_seq_stride] = v.get(e);
-    }
-};
-
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_toeplitz_wmma(const Params p, const Divisor runs, const Divisor dims) {
+template <Rows kRows>
+__device__ inline void convolve(const Params& p, const Divisor& runs, const Divisor& dims) {
     alignas(32) __shared__ elem_t segments[kWaves][kSide + kRun];  // the segment before the run, then the run
     alignas(32) __shared__ Exchange exchanges[kWaves];
     const uint32_t number = blockIdx.x * kWaves + threadIdx.x / kWarp;
@@ -95,23 +62,23 @@ extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_toeplitz_wmma(cons
     Exchange& exchange = exchanges[threadIdx.x / kWarp];
     if (batch >= p.batch) return;  // a whole wave goes
 
-    const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim * p.x_dim_stride;
-    elem_t* out = static_cast<elem_t*>(p.out) + batch * p.out_batch_stride + dim * p.out_dim_stride;
-    const int lead = lead_of(x);
-    const index_t t = index_t(number - row * runs.d) * kRun - lead;  // step of the row that the run begins with
-    if (t >= p.seqlen) return;  // the frame needed no further run
-    const Run run{x + t * p.x_seq_stride, out + t * p.out_seq_stride,
-                  t >= kVec ? -kVec : static_cast<int>(-t), p.seqlen - t < kRun ? static_cast<int>(p.seqlen - t) : kRun,
-                  p.x_seq_stride == 1, p.out_seq_stride == 1 && lead_of(out) == lead};
+    const Channel x(p, p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride, dim);
+    const Channel out(p, p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride, dim);
+    const Run<kVec, kRows> run(x, batch, (number - row * runs.d) * (kRun / kVec), static_cast<int>(p.seqlen));  // its first vector
+    if (run.t >= run.seqlen) return;  // the frame needed no further run
+    const auto vector_at = [&](int v) { return run.after(v * kStep + lane * kVec); };
 
     vector_t own[kVectors];
-    for (int v = 0; v < kVectors; ++v) own[v] = run.load(p, v * kStep + lane * kVec);
+    for (int v = 0; v < kVectors; ++v) own[v] = vector_at(v).load(x);
     // Of the segment before, the second half is the halo. The first meets zeros of the band, so it must be finite.
-    const vector_t halo = lane == 1 ? run.load(p, -kVec) : vector_t::zero();
+    const auto earlier = run.after(-kVec);
+    vector_t halo = vector_t::zero();
+    const bool loads_halo = lane == 1 && !run.starts_row();
+    if (loads_halo) halo = earlier.load(x);
 
     // The band: row k of Before and Within, one above the other, has tap kHalo - n in column k - kSide + n.
     const weight_t* taps = static_cast<const weight_t*>(p.weight) + dim * p.weight_dim_stride;
-    const acc_t bias = p.bias ? to_float(static_cast<const weight_t*>(p.bias)[dim]) : acc_t(0);
+    const weight_t shift = p.bias ? static_cast<const weight_t*>(p.bias)[dim] : from_float<weight_t>(0);
     weight_t tap[kTaps];
     for (int i = 0; i < kTaps; ++i) {
         const int n = lane / kSide + i * (kWarp / kSide);
@@ -128,8 +95,8 @@ extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_toeplitz_wmma(cons
     if constexpr (kHalo > 0) before.load_shared(exchange.band, kSide);
     within.load_shared(exchange.band + kTile, kSide);
 
-    if (lane < 2) put(segment + lane * kVec, halo);
-    for (int v = 0; v < kVectors; ++v) put(segment + kSide + v * kStep + lane * kVec, own[v]);
+    if (lane < 2) put(segment + lane * kVec, loads_halo ? earlier.masked(halo) : halo);
+    for (int v = 0; v < kVectors; ++v) put(segment + kSide + v * kStep + lane * kVec, vector_at(v).masked(own[v]));
 
     // Half a row of sums a lane. Odd lanes begin with their second four, so that eight lanes read from all banks.
     const int part = lane % kLanes, swap = part % 2 * 4;
@@ -137,7 +104,7 @@ extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_toeplitz_wmma(cons
 
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-        if (v * kStep >= run.end) break;
+        if (run.t + v * kStep >= run.seqlen) break;
         sync_wave();
         for (int tile = 0; tile < kTiles; ++tile) {
             const elem_t* from = segment + v * kStep + tile * kTile;
@@ -165,19 +132,36 @@ extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_toeplitz_wmma(cons
                 for (int i = 0; i < kVec; ++i) sum[i] += to_float(taps[w * p.weight_width_stride]) * to_float(steps[w + (i ^ swap)]);
         }
 
-        for (int i = 0; i < kVec; ++i) sum[i] = activate(sum[i] + bias);
+        for (int i = 0; i < kVec; ++i) sum[i] = activate(sum[i] + to_float(shift));
         const vector_t swapped = vector_t::from(sum);
         vector_t result;
         for (int w = 0; w < vector_t::kWords; ++w) result.words[w] = swap ? swapped.words[w ^ 2] : swapped.words[w];
-        run.store(p, v * kStep + lane * kVec, result);
+        vector_at(v).store(out, result);
     }
+}
+
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_toeplitz_wmma(const Params p, const Divisor runs, const Divisor dims) {
+    convolve<Rows::aligned>(p, runs, dims);
+}
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void framed(const Params p, const Divisor runs, const Divisor dims) {
+    convolve<Rows::framed>(p, runs, dims);
+}
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void scattered(const Params p, const Divisor runs, const Divisor dims) {
+    convolve<Rows::scattered>(p, runs, dims);
 }
 
 static int64_t workspace_bytes(const Params&) { return 0; }
 
+template <auto Kernel>
+static void launch_runs(const Params& p, index_t runs, stream_t stream) {
+    launch<Kernel>(grid_of(ceil_div(p.batch * p.dim * runs, kWaves)), dim3(kBlock), stream, p, Divisor(runs), Divisor(p.dim));
+}
+
 static void launch_stage(int, const Params& p, stream_t stream) {
-    const index_t blocks = ceil_div(p.batch * p.dim * runs_of_row<kRun>(p), kWaves);
-    launch<fwd_toeplitz_wmma>(grid_of(blocks), dim3(kBlock), stream, p, Divisor(runs_of_row<kRun>(p)), Divisor(p.dim));
+    const RowPlan plan = rows_of<kRun>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, {p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride}});
+    if (plan.rows == Rows::aligned) launch_runs<fwd_toeplitz_wmma>(p, plan.runs, stream);
+    if (plan.rows == Rows::framed) launch_runs<framed>(p, plan.runs, stream);
+    if (plan.rows == Rows::scattered) launch_runs<scattered>(p, plan.runs, stream);
 }
 
 CC1D_EXPORT("conv")

@@ -26,16 +26,15 @@ __device__ inline void step(const Params& p, index_t batch, index_t dim) {
     elem_t* place = static_cast<elem_t*>(p.conv_state) + row * p.conv_state_batch_stride + dim * kSteps;
     const state_t state = state_t::load(place);
     const lanes_t x = lanes_t::load(static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim);
-    acc_t weight[kLanes * kWidth], bias[kLanes] = {};
-    load_parameters(weight, static_cast<const weight_t*>(p.weight) + dim * kWidth, 1);
-    if (p.bias) load_parameters(bias, static_cast<const weight_t*>(p.bias) + dim, 1);
+    Parameters<kLanes> parameters;
+    parameters.load(p, dim);
 
     acc_t result[kLanes];
     auto moved = state_t::zero();
     for (int i = 0; i < kLanes; ++i) {
-        acc_t sum = bias[i];
-        for (int w = 0; w < kHalo; ++w) sum += weight[i * kWidth + w] * state.at(i * kSteps + kSteps - kHalo + w);
-        result[i] = activate(sum + weight[i * kWidth + kHalo] * x.at(i));
+        acc_t sum = parameters.bias(i);
+        for (int w = 0; w < kHalo; ++w) sum += parameters.weight(i, w) * state.at(i * kSteps + kSteps - kHalo + w);
+        result[i] = activate(sum + parameters.weight(i, kHalo) * x.at(i));
         for (int s = 0; s < kSteps; ++s) moved.put(i * kSteps + s, s + 1 < kSteps ? state.get(i * kSteps + s + 1) : x.get(i));
     }
     lanes_t::from(result).store(out);

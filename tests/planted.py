@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cc1d_lab import paths
 from cc1d_lab.case import Case
@@ -19,6 +20,8 @@ _DECODE = "include/cc1d/decode.h"
 _PACKED = {"states": True, "seq_idx": True}
 _FRAME = {**_PACKED, "view": "misaligned"}
 _SHORT = {**_PACKED, "seqlen": 70, "dtype": "bfloat16"}
+_SHIFTED = {"file": "include/cc1d/channels.h", "dtype": "bfloat16", "dim": 133, "seqlen": 20}
+_MARKED = {"file": "include/cc1d/sequences.h", **_PACKED}
 _GEMM = {"dtype": "float16", "seqlen": 37, "dim": 20}
 
 
@@ -35,7 +38,7 @@ class Planted:
     nth: int = 0
 
 
-def _bug(name: str, variant: str, old: str, new: str, nth: int = 0, file: str = "", **case: object) -> Planted:
+def _bug(name: str, variant: str, old: str, new: str, nth: int = 0, file: str = "", **case: Any) -> Planted:
     backward = {"bwd_naive": _BWD, "bwd_two_stage": _BWD, "bwd_warp_walk": _BWD}
     backward |= {"bwd_channel_last": _BWD_LAST, "bwd_persistent": _BWD_LAST}
     backward |= {"update_naive": _UPDATE, "update_words": {"op": "update", "seqlen": 1, "dim": 8}}
@@ -131,7 +134,8 @@ BUGS = (
         "tap < kWidth - 1; ++tap) {\n        FragmentA",
     ),
     _bug("band one step late", "fwd_toeplitz_wmma", "column + kSide - n", "column + kSide - 1 - n"),
-    _bug("halo of the run left out", "fwd_toeplitz_wmma", "lane == 1 ? run.load", "false ? run.load", seqlen=2100),
+    _bug("halo of the run left out", "fwd_toeplitz_wmma", "if (loads_halo) halo", "if (false) halo", seqlen=2100),
+    _bug("halo of a row taken from the row before", "fwd_toeplitz_wmma", " && !run.starts_row()", "", seqlen=2048),
     _bug("sums read before all lanes wrote them", "fwd_toeplitz_wmma", "        sync_wave();\n\n", ""),
     _bug("initial state ignored", "fwd_naive", "from >= seen", "from >= seen && from >= 0", **_PACKED),
     _bug("states smeared across sequences", "fwd_naive", "from >= seen", "true", **_PACKED),
@@ -148,7 +152,7 @@ BUGS = (
     ),
     _bug("initial state of an aligned row", "fwd_register", "step0[(t - i)", "step0[-i", **_FRAME),
     _bug("initial state only in the halo", "fwd_register", "if (is_there(t + i)) own", "if (false) own", **_FRAME),
-    _bug("final state by the first lane", "fwd_register", "t + kRun >= p.seqlen) write", "t == 0) write", **_SHORT),
+    _bug("final state by the first lane", "fwd_register", "run.ends_row()) write", "run.t == 0) write", **_SHORT),
     _bug("own run in the wrong sequence", "fwd_register", "kHalo - w))", "kHalo - w - 1))", **_PACKED),
     _bug(
         "two steps back counted as one",
@@ -173,6 +177,17 @@ BUGS = (
         "if (false) differs",
         file="include/cc1d/sequences.h",
         **_PACKED,
+    ),
+    _bug("a word of the lane below forgotten", "fwd_raster", "shuffle_up(v.words[w], 1)", "v.words[w]", **_SHIFTED),
+    _bug("last channels of a wave not stored", "fwd_raster", "if (last)", "if (false)", **_SHIFTED),
+    _bug("a second word not shifted in", "fwd_raster", "words[w + kShifts], 16", "words[w], 16", **_SHIFTED),
+    _bug("the padding of a row's marks", "fwd_register", "ids[i + 1] < 0)", "ids[i] < 0)", **_MARKED),
+    _bug(
+        "a sequence begins a step late",
+        "fwd_register",
+        "ids[i + 1] != ids[i])",
+        "ids[i] != ids[i - (i > 0)])",
+        **_MARKED,
     ),
     _bug(
         "initial state of the wrong channel",
@@ -254,8 +269,8 @@ BUGS = (
     _bug(
         "the rest of a row's last run not masked",
         "bwd_warp_walk",
-        "v.keep(begin, end);",
-        "v.keep(begin, N);",
+        "v.keep(first(), last());",
+        "v.keep(first(), N);",
         file="include/cc1d/frame.h",
         view="misaligned",
         seqlen=130,
@@ -264,7 +279,7 @@ BUGS = (
         "past the end of a row written", "bwd_warp_walk", "i < end) *to", "i <= end) *to", file="include/cc1d/frame.h"
     ),
     _bug("walk does not look past its end", "bwd_persistent", "end + kHalo < p.seqlen ? end + kHalo : p.seqlen", "end"),
-    _bug("what it looks at counts twice", "bwd_persistent", "rows.dout[s], t + s < end)", "rows.dout[s], true)"),
+    _bug("what it looks at counts twice", "bwd_persistent", "dx_of(s, t + s < end)", "dx_of(s, true)"),
     _bug("window empty at the start", "bwd_persistent", "begin - kHalo + k >= 0", "false"),
     _bug("a walker left out of the sums", "bwd_persistent", "row < kDown", "row + 1 < kDown"),
     _bug("a part left out", "bwd_persistent", "part < parts;", "part + 1 < parts;", file="include/cc1d/sums.h"),

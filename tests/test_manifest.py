@@ -177,12 +177,13 @@ def test_the_manifest_says_what_a_loader_needs() -> None:
     found = json.loads(path.read_text())
     (launch,) = found["launches"]
     assert path.parent == built.library.parent == (path.parent / found["code_object"]).parent
-    assert (launch["kernel"], launch["block"], launch["wave"]) == ("fwd_register", [256, 1, 1], 64)
+    assert (launch["kernel"], launch["block"], launch["wave"]) == ("framed", [256, 1, 1], 64)
     assert launch["shared_memory"] == {"static_bytes": 0, "dynamic_bytes": 0}
     assert [(a["offset"], a["size"], a["kind"]) for a in launch["arguments"]] == [
         (0, ctypes.sizeof(kernel.Params), "by_value"),
         (ctypes.sizeof(kernel.Params), 12, "by_value"),
         (ctypes.sizeof(kernel.Params) + 12, 12, "by_value"),
+        (ctypes.sizeof(kernel.Params) + 24, 4, "by_value"),
     ]
     fields = {f["name"]: f for f in launch["arguments"][0]["fields"]}
     row = 4 * (SHAPE["seqlen"] + 1)  # one element past a boundary, in a row one element longer

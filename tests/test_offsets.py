@@ -109,7 +109,7 @@ def test_every_tensor_may_lie_far_apart(variant: variants.Variant) -> None:
     [
         ("fwd_naive", "x", "batch * p.x_batch_stride", "fwd_naive.hip"),
         ("fwd_shared_memory", "initial_states", "batch * p.initial_states_batch_stride", "include/cc1d/states.h"),
-        ("fwd_register", "out", "dim * p.out_dim_stride", "fwd_register.hip"),
+        ("fwd_register", "out", "dim * dim_stride", "include/cc1d/frame.h"),
         ("fwd_raster", "final_states", "batch * p.final_states_batch_stride", "include/cc1d/states.h"),
         ("bwd_channel_last", "dx", "t * p.dx_seq_stride", "bwd_channel_last.hip"),
         ("update_naive", "conv_state", "row * p.conv_state_batch_stride", "include/cc1d/decode.h"),

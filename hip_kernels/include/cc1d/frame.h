@@ -38,6 +38,14 @@ struct Run {
     __device__ Run(const Channel& c, uint32_t batch, uint32_t place, int seqlen) : batch(batch), t(static_cast<int>(place) * N), seqlen(seqlen) {
         if (kRows == Rows::framed) t -= lead_of(c.first + batch * c.batch_stride);
     }
+    __device__ Run(uint32_t batch, int t, int seqlen) : batch(batch), t(t), seqlen(seqlen) {}
+
+    // The `M` steps before it.
+    template <int M>
+    __device__ Run<M, kRows> before() const {
+        return {batch, t - M, seqlen};
+    }
+    __device__ Run after(int steps) const { return {batch, t + steps, seqlen}; }
     __device__ bool whole() const { return static_cast<uint32_t>(t) <= static_cast<uint32_t>(seqlen - N) && seqlen >= N; }
     __device__ int first() const { return t < 0 ? -t : 0; }
     __device__ int last() const { return seqlen - t < 0 ? 0 : seqlen - t > N ? N : seqlen - t; }
@@ -50,18 +58,24 @@ struct Run {
     // two, one may not.
     __device__ static bool is_safe(const Channel& c, const elem_t* from) { return N == kVec || (from >= c.begin && from + N <= c.end); }
 
+    // With what lies beside the row. Masked apart from it, so that loads go together.
     __device__ run_t load(const Channel& c) const {
         const elem_t* from = place_in(c);
-        if (kRows == Rows::aligned || (kRows == Rows::framed && whole())) return run_t::load(from);
-        run_t v = run_t::zero();
+        if (kRows == Rows::aligned) return run_t::load(from);
         const int begin = first(), end = last();
-        if (kRows == Rows::framed && begin < end && is_safe(c, from)) {
-            v = run_t::load(from);
-            v.keep(begin, end);
+        run_t v = run_t::zero();
+        if (kRows == Rows::framed && is_safe(c, from)) {
+            if (begin < end) v = run_t::load(from);
             return v;
         }
         for (int i = 0; i < N; ++i, from += step(c))
             if (i >= begin && i < end) v.put(i, *from);
+        return v;
+    }
+
+    // Zero beside the row.
+    __device__ run_t masked(run_t v) const {
+        if (kRows == Rows::framed && !whole()) v.keep(first(), last());
         return v;
     }
 
@@ -74,14 +88,16 @@ struct Run {
     }
 };
 
-// Whether the rows of two tensors lie at the same distances from a 16-byte boundary, steps side by side.
-struct Strides {
-    const void* tensor;
-    index_t batch, dim, seq;
-
-    bool aligned() const { return lead_of(static_cast<const elem_t*>(tensor)) == 0 && dim % kVec == 0 && batch % kVec == 0; }
-    bool alike(const Strides& other) const {
-        return seq == 1 && other.seq == 1 && (batch - other.batch) % kVec == 0 && (dim - other.dim) % kVec == 0 &&
-               lead_of(static_cast<const elem_t*>(tensor)) == lead_of(static_cast<const elem_t*>(other.tensor));
-    }
+struct RowPlan {
+    Rows rows;
+    index_t runs;  // of `N` elements, of a row
 };
+
+// How the rows of some tensors lie, the first of which sets the frame.
+template <int N, int Count>
+RowPlan rows_of(const Params& p, const Strided (&tensors)[Count]) {
+    for (const Strided& tensor : tensors)
+        if (!tensor.alike(tensors[0])) return {Rows::scattered, ceil_div(p.seqlen, N)};
+    if (tensors[0].aligned()) return {p.seqlen % N == 0 ? Rows::aligned : Rows::framed, ceil_div(p.seqlen, N)};
+    return {Rows::framed, ceil_div(p.seqlen + kVec - 1, N)};
+}

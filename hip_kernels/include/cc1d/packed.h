@@ -6,12 +6,25 @@
 // Elements by which `p` is past a 16-byte boundary.
 __host__ __device__ inline int lead_of(const elem_t* p) { return reinterpret_cast<uintptr_t>(p) % 16 / sizeof(elem_t); }
 
-// Runs of `N` elements in a row of x. A row that does not begin on a 16-byte boundary keeps the aligned frame of memory, which may
-// begin up to kVec - 1 elements before it; when all rows are aligned, none does.
-template <int N>
-index_t runs_of_row(const Params& p) {
-    const bool aligned = lead_of(static_cast<const elem_t*>(p.x)) == 0 && p.x_dim_stride % kVec == 0 && p.x_batch_stride % kVec == 0;
-    return ceil_div(p.seqlen + (aligned ? 0 : kVec - 1), N);
+// A tensor (batch, dim, seqlen) and its strides.
+struct Strided {
+    const void* tensor;
+    index_t batch, dim, seq;
+
+    int lead() const { return lead_of(static_cast<const elem_t*>(tensor)); }
+    // Whether all rows along the sequence begin on a 16-byte boundary.
+    bool aligned() const { return lead() == 0 && dim % kVec == 0 && batch % kVec == 0; }
+    // Whether the rows of both lie at the same distances from a 16-byte boundary, steps side by side.
+    bool alike(const Strided& other) const {
+        return seq == 1 && other.seq == 1 && (batch - other.batch) % kVec == 0 && (dim - other.dim) % kVec == 0 && lead() == other.lead();
+    }
+    // Whether channels lie side by side, and the rows of channels on boundaries of `n` elements.
+    bool aligned_along_channels(int n) const { return dim == 1 && lead() % n == 0 && seq % n == 0 && batch % n == 0; }
+};
+
+template <int Low, int High>
+__device__ inline int clamped(index_t n) {
+    return n < Low ? Low : n > High ? High : static_cast<int>(n);
 }
 
 template <typename To, typename From>
@@ -20,6 +33,11 @@ __device__ inline To bits_as(const From& from) {
     To to;
     __builtin_memcpy(&to, &from, sizeof(to));
     return to;
+}
+
+// 32 bits of the 64 in two words, from bit `by` on, which is below 32.
+__device__ inline uint32_t shift_words(uint32_t low, uint32_t high, int by) {
+    return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> by);
 }
 
 #if !defined(CC1D_HAS_PACK_PAIR)
@@ -104,19 +122,45 @@ struct Packed {
     }
 };
 
-// `N` neighbouring parameters (weight or bias), in wide accesses where they lie side by side on their own alignment.
-template <int N, typename T>
-__device__ inline void load_parameters(float (&to)[N], const T* from, int64_t stride) {
-    if constexpr (N * sizeof(T) % 4 == 0 && sizeof(T) <= 4) {
-        using together_t = Packed<T, N>;
-        if (stride == 1 && reinterpret_cast<uintptr_t>(from) % sizeof(typename together_t::raw_t) == 0) {
-            const together_t v = together_t::load(from);
-            for (int i = 0; i < N; ++i) to[i] = v.at(i);
+// Weight and bias of `N` neighbouring channels, as words: a conversion waits for its load, and must not hold up the next one.
+template <int N>
+struct Parameters {
+    template <int M>
+    using words_t = Packed<weight_t, ceil_div(M, 4 / sizeof(weight_t)) * (4 / sizeof(weight_t))>;
+    words_t<N * kWidth> weights;  // channel by channel, as in memory
+    words_t<N> biases;
+
+    __device__ acc_t weight(int i, int w) const { return weights.at(i * kWidth + w); }
+    __device__ acc_t bias(int i) const { return biases.at(i); }
+
+    // From channel `dim` on, of which the first `channels` exist; the others get the first one's. In wide accesses where all lie
+    // side by side on their own alignment.
+    __device__ void load(const Params& p, index_t dim, int channels = N) {
+        const weight_t* weight = static_cast<const weight_t*>(p.weight) + dim * p.weight_dim_stride;
+        const weight_t* bias = static_cast<const weight_t*>(p.bias) + dim;
+        biases = words_t<N>::zero();
+        if (p.bias && channels >= N && is_together<N>(bias)) {
+            biases = words_t<N>::load(bias);
+        } else if (p.bias) {
+            for (int i = 0; i < N; ++i) biases.put(i, bias[i < channels ? i : 0]);
+        }
+        if (channels >= N && is_together<N * kWidth>(weight) && p.weight_width_stride == 1 && (N == 1 || p.weight_dim_stride == kWidth)) {
+            weights = words_t<N * kWidth>::load(weight);
             return;
         }
+        weights = words_t<N * kWidth>::zero();
+        for (int i = 0; i < N; ++i) {
+            const weight_t* taps = weight + (i < channels ? i : 0) * p.weight_dim_stride;
+            for (int w = 0; w < kWidth; ++w) weights.put(i * kWidth + w, taps[w * p.weight_width_stride]);
+        }
     }
-    for (int i = 0; i < N; ++i) to[i] = to_float(from[i * stride]);
-}
+
+private:
+    template <int M>
+    __device__ static bool is_together(const weight_t* from) {
+        return M * sizeof(weight_t) % 4 == 0 && reinterpret_cast<uintptr_t>(from) % sizeof(typename words_t<M>::raw_t) == 0;
+    }
+};
 
 // n / d for a d that is the same for all threads: a multiplication and a shift. Right for n < 2^31 (Granlund and
 // Montgomery, Division by invariant integers using multiplication, 1994).

@@ -4,10 +4,55 @@
 // shifted into place, not the indices. One comparison a step gives `differs`; that a step sees the one d before it is then
 // an AND of d shifted copies for all steps at once. states.h says what a sequence is.
 //
+// Where all channels would read seq_idx again, four bytes a step beside the two of x, a kernel of its own writes the bits first.
+//
 //   seq_idx    . 5 5 5 7 7 8 8 .          frame of whole vectors
 //   differs      . 0 0 1 0 1 0            a sequence begins
 //   seen by 2    . . 1 0 0 0 0            t - 2 is of the sequence of t
 #pragma once
+#include "packed.h"
+
+// Of 32 steps, a bit each: whether a sequence begins there, and whether it is padding.
+struct alignas(8) Marks {
+    uint32_t begins, padding;
+
+    // A row's are preceded and followed by 32 steps that do not exist.
+    static int64_t bytes(const Params& p) { return p.batch * of_row(p) * static_cast<int64_t>(sizeof(Marks)); }
+    __host__ __device__ static index_t of_row(const Params& p) { return ceil_div(p.seqlen, 32) + 2; }
+    __device__ static Marks* row(const Params& p, index_t batch) { return static_cast<Marks*>(p.workspace) + batch * of_row(p); }
+
+    // A quarter of number `place / 4` of all rows: a thread that reads fewer steps is done sooner.
+    __device__ static void write(const Params& p, index_t place) {
+        constexpr int kSteps = 8;
+        const index_t batch = place / (4 * of_row(p)), t0 = (place - batch * 4 * of_row(p)) * kSteps - 32;
+        if (batch >= p.batch) return;
+        const auto id_at = [&](index_t t) { return t >= 0 && t < p.seqlen ? seq_idx_at(p, batch, t) : 0; };
+        int32_t ids[kSteps + 1];
+        for (int i = 0; i <= kSteps; ++i) ids[i] = id_at(t0 - 1 + i);
+        uint32_t begins = 0, padding = 0;
+        for (int i = 0; i < kSteps; ++i) {
+            begins |= static_cast<uint32_t>(t0 + i > 0 && ids[i + 1] != ids[i]) << i;
+            padding |= static_cast<uint32_t>(ids[i + 1] < 0) << i;
+        }
+        auto* quarters = reinterpret_cast<uint8_t*>(static_cast<Marks*>(p.workspace) + place / 4) + place % 4;  // least significant first
+        quarters[0] = static_cast<uint8_t>(begins);
+        quarters[sizeof(begins)] = static_cast<uint8_t>(padding);
+    }
+};
+
+// Marks of the `width - 1` steps before step `t` of a row, and of the next ones: 32 in all.
+struct MarksAt {
+    Marks low, high;
+    int bit;
+
+    __device__ void load(const Params& p, index_t batch, index_t t) {
+        const index_t from = t - (kWidth - 1) + 32;
+        const Marks* marks = Marks::row(p, batch) + from / 32;
+        low = marks[0];
+        high = marks[1];
+        bit = from % 32;
+    }
+};
 
 // seq_idx of the `width - 1` steps before a thread's `N` steps, and of these. Loaded apart from its use, so that the load
 // can go together with others.
@@ -56,9 +101,18 @@ struct Sequences {
         uint32_t differs = 0, negative = 0;
         for (int j = 1; j < kSize; ++j) differs |= static_cast<uint32_t>(seq_idx.ids[j] != seq_idx.ids[j - 1]) << j;
         for (int j = 0; j < kSize; ++j) negative |= static_cast<uint32_t>(seq_idx.ids[j]) >> 31 << j;
-        differs >>= seq_idx.lead;  // bit j: step t - halo + j
-        negative >>= seq_idx.lead;
+        differs >>= seq_idx.lead;
         if (t <= kHalo) differs &= ~uint32_t{0} << static_cast<int>(kHalo + 1 - t);  // at step 0 and before it, nothing begins
+        find(differs, negative >> seq_idx.lead);
+    }
+    __device__ void find(const MarksAt& marks) {
+        static_assert(kWidth - 1 + N <= 32, "a bit for each step");
+        find(shift_words(marks.low.begins, marks.high.begins, marks.bit), shift_words(marks.low.padding, marks.high.padding, marks.bit));
+    }
+
+    // Bit j of both: step t - halo + j.
+    __device__ void find(uint32_t differs, uint32_t negative) {
+        constexpr int kHalo = kWidth - 1;
         uint32_t together = ~uint32_t{0};
         for (int d = 0; d < kWidth; ++d) {
             same[d] = together >> kHalo;
