@@ -110,14 +110,14 @@ def new_row(**values: Any) -> Row:
     unknown = set(values) - set(COLUMNS)
     if unknown:
         raise KeyError(f"not a column: {', '.join(sorted(unknown))}")
-    return {name: _plain(values.get(name)) for name in COLUMNS}
+    return {name: plain(values.get(name)) for name in COLUMNS}
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity; a number that is not finite was not measured."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def plain(value: Any) -> Any:
+    """A value as JSON has it, without NaN and infinity: a number that is not finite was not measured."""
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def believable(row: Row) -> bool:

@@ -94,6 +94,7 @@ def test_a_wrong_program_is_found_and_finds_itself(fault: str, monkeypatch: pyte
     rows = list(evaluation.evaluate_each([cell("naive"), cell("naive", verify=True)], ONCE))
     assert [row["status"] for row in rows] == ["wrong", "wrong"]
     assert all("outside the bound" in row["reason"] and row["time_us_p50"] is None for row in rows)
+    json.dumps(rows, allow_nan=False)
 
 
 def test_verification_can_fail_on_its_own() -> None:

@@ -35,7 +35,9 @@ def test_an_unknown_column_is_refused() -> None:
 
 @given(st.floats())
 def test_numbers_that_are_not_finite_were_not_measured(value: float) -> None:
-    assert _row(gbps=value)["gbps"] == (value if math.isfinite(value) else None)
+    plain = value if math.isfinite(value) else None
+    row = _row(gbps=value, output_errors={"dx": {"bound_ratio": value}})
+    assert (row["gbps"], row["output_errors"]) == (plain, {"dx": {"bound_ratio": plain}})
 
 
 def test_what_is_appended_is_read_in_order(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from ..evaluation import Phase
 from ..measurement import Ready
 from ..programs import UNIFIED_BYTES, proposals, why_not
 from ..reference import Inputs, Oracle
-from ..results import Row
+from ..results import Row, plain
 from ..timing import Policy
 from . import memory
 from .program import Program, Stages
@@ -107,7 +107,7 @@ def _first_run(cell: Cell, row: Row, case: Case, inputs: Inputs, truths: Mapping
         unless_ready.enter_context(program)
         program.run(poison=True)
         errors = reference.all_errors(case, {"out": program.out.to(truths["out"].y.device)}, truths)
-        row = _program_row(row | errors, cell)
+        row = _program_row(row | plain(errors), cell)
         verdict = f"{errors['n_bad']} outputs outside the bound" if errors["n_bad"] else _own_verdict(cell, program)
         if verdict:
             return row | {"status": "wrong", "reason": f"the program's result: {verdict}"}
