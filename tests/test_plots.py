@@ -48,6 +48,12 @@ def test_any_frame_gives_a_picture(chart: Any, frame: list[dict[str, Any]]) -> N
     assert plots.to_png(chart(load_rows(frame)), dpi=40).startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("chart", [plots.error, plots.error_vs_throughput])
+def test_a_wrong_row_without_a_number_is_told(chart: Any) -> None:
+    assert "not drawn: 1 wrong" in texts(chart(load_rows(FRAMES["wrong without a number"] + ONE)))
+    assert "not drawn" not in texts(chart(load_rows(ONE)))
+
+
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda c: c.__name__)
 def test_emulation_is_always_announced_and_a_gpu_never(chart: Any) -> None:
     assert tables.CPU_BANNER in texts(chart(CPU))
@@ -147,6 +153,11 @@ def test_a_kernel_that_is_wrong_when_timed_is_named_as_such() -> None:
     rows = load_rows([row, make_row("fwd_naive", "nvidia", Case(seqlen=64), timed_result=True)])
     assert tables.wrong(rows)["probes_failed"].tolist() == ["timed_result"]
     assert tables.checks(rows)["timed_result"].tolist() == ["1/2"]
+
+
+def test_a_row_whose_error_is_no_number_does_not_pass_the_bound() -> None:
+    rows = load_rows(FRAMES["wrong without a number"] + ONE)
+    assert tables.checks(rows)["error_bound"].tolist() == ["1/2"]
 
 
 def test_what_is_nearer_than_two_equal_members_is_a_tie() -> None:
