@@ -79,6 +79,16 @@ def test_a_line_breaks_where_a_row_is_lost() -> None:
     assert pd.isna(line.get_ydata()[1])
 
 
+def test_a_line_joins_what_differs_in_length_alone() -> None:
+    kinds: list[tuple[str, dict[str, Any]]] = [("torch_conv1d", {}), ("torch_conv1d", {"op": "bwd"})]
+    kinds += [("fwd_naive", {}), ("fwd_naive", {"states": True}), ("fwd_naive", {"seq_idx": True})]
+    rows = [make_row(name, "nvidia", Case(seqlen=n, **c)) for name, c in kinds for n in (64, 128, 256)]
+    rows += [row | {"toolchain": "-O1"} for row in rows[:3]]
+    drawn = [line for line in lines(plots.throughput(load_rows(rows))) if len(line.get_xdata())]
+    assert {tuple(line.get_xdata()) for line in drawn} == {(64, 128, 256)}
+    assert len(drawn) == 6 + 4  # and the copy of fwd, bwd, states, seq_idx
+
+
 def test_the_ceiling_is_drawn_on_a_gpu_only() -> None:
     forged = CPU.assign(copy_gbps=9.0)
     assert "measured copy" in texts(plots.throughput(GPU))

@@ -30,7 +30,11 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 _DASHES = ((), (5, 2), (1, 1.5), (6, 2, 1, 2), (3, 1, 1, 1, 1, 1))
 WRONG = "#b2182b"
 CEILING = "#555555"
-CASE_FAMILY = ("batch", "dim", "width", "weight_dtype", "bias", "activation", "view", "row_stride", "seed", "label")
+# What the rows of one line have in common, beside their panel.
+CASE_FAMILY = (
+    *("op", "batch", "dim", "width", "weight_dtype", "bias", "activation"),
+    *("state_len", "states", "seq_idx", "view", "row_stride", "seed", "label"),
+)
 _DTYPE_ORDER = {"float32": "0", "float16": "1", "bfloat16": "2"}
 _PANEL = ("device", "backend", "arch", "layout", "dtype")
 

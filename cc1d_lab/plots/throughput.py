@@ -66,7 +66,7 @@ def throughput(df: pd.DataFrame) -> Figure:
 
 
 def _throughput_panel(axes: Axes, part: pd.DataFrame) -> None:
-    for (variant, *_), family in tables.families(part, ("variant", "tunables", "run_id", *CASE_FAMILY)):
+    for (variant, *_), family in tables.families(part, ("variant", "tunables", "toolchain", "run_id", *CASE_FAMILY)):
         _throughput_line(axes, style(variant), _only_timed(family).sort_values("seqlen"))
     _ceiling_lines(axes, tables.ok(part))
     _wrong_crosses(axes, part[part["status"] == "wrong"])
