@@ -15,7 +15,14 @@ from cc1d_lab.case import Case
 from cc1d_lab.results import load_rows
 from cc1d_lab.variants import VARIANTS
 
-CHARTS = [plots.throughput, plots.error, plots.error_vs_throughput, plots.status_matrix, plots.stages]
+CHARTS = [
+    plots.share_of_copy,
+    plots.throughput,
+    plots.error,
+    plots.error_vs_throughput,
+    plots.status_matrix,
+    plots.stages,
+]
 GPU, CPU = load_rows(make_rows(("nvidia",))), load_rows(make_rows(("cpu",)))
 ONE = [make_row("fwd_im2col_wmma", "nvidia", Case(dtype="float16"))]
 HOSTILE = "</svg><script>alert(1)</script> $\\frac{$ \x00\n"
@@ -93,6 +100,17 @@ def test_the_ceiling_is_drawn_on_a_gpu_only() -> None:
     forged = CPU.assign(copy_gbps=9.0)
     assert "measured copy" in texts(plots.throughput(GPU))
     assert "measured copy" not in texts(plots.throughput(forged))
+
+
+def test_the_share_of_the_copy_shows_every_row_and_what_is_doubtful() -> None:
+    rows = [make_row("fwd_naive", "nvidia", Case(), pct_copy=90.0), make_row("torch_conv1d", "nvidia", Case(op="bwd"))]
+    rows += [make_row("fwd_register", "nvidia", Case(), pct_copy=130.0, flags=["above_ceiling"], states=None)]
+    figure = plots.share_of_copy(load_rows(rows))
+    (axes,) = (a for a in figure.axes if a.collections)
+    hollow = [bool((marks.get_facecolor() == 1).all()) for marks in axes.collections]
+    assert hollow == [False, True, False]
+    assert axes.get_xlim()[1] > 130
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["2 x 64 x 256, bwd", "2 x 64 x 256"]
 
 
 def test_styles_differ_in_greyscale() -> None:
