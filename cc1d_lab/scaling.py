@@ -25,8 +25,11 @@ AXES = ("batch", "dim", "seqlen", "width")
 ALIGNED = 256  # a dim or seqlen that this divides is not awkward
 NEAR = 0.05  # an aligned neighbour is at most so far away
 CLIFF_PCT = 15.0  # a row that is more than this below its neighbour is flagged
-_FAMILY = ("backend", "arch", "device", "variant", "tunables", "op", "dtype", "weight_dtype", "layout")
-_SAME = ("bias", "activation", "states", "seq_idx", "seed")
+_FAMILY = (
+    *("backend", "arch", "device", "variant", "tunables", "toolchain"),
+    *("op", "dtype", "weight_dtype", "layout", "cache_state"),
+)
+_SAME = ("bias", "activation", "state_len", "states", "seq_idx", "seed")
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,11 @@ def timed(df: pd.DataFrame) -> pd.DataFrame:
 def aligned(row: Any) -> bool:
     """Whether the sizes of a row are convenient: dim and seqlen multiples of ALIGNED or powers of two, x contiguous."""
     convenient = all(row[name] % ALIGNED == 0 or (row[name] & (row[name] - 1)) == 0 for name in ("dim", "seqlen"))
-    return convenient and tables.text(row["view"]) in ("", "contiguous")
+    return convenient and not row["row_stride"] and tables.text(row["view"]) in ("", "contiguous")
 
 
 def families(df: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame]]:
-    """Aligned timed rows by device, variant, tunables, dtype and layout: what one line is fitted to."""
+    """Aligned timed rows by device, variant and build, dtype, layout and cache: what one line is fitted to."""
     found = timed(df)
     found = found[[aligned(row) for _, row in found.iterrows()]] if len(found) else found
     return [(dict(zip(_FAMILY, key, strict=True)), part) for key, part in tables.families(found, _FAMILY)]
