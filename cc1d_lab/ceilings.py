@@ -5,6 +5,7 @@ The record is `ceilings.json` in the cache: by device and class of size, the mos
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -43,15 +44,23 @@ def compare(device: str, moved: int, gbps: float) -> float | None:
 
 
 def _load(path: Path) -> dict[str, dict[str, float]]:
-    """The record; an empty one where there is none or it cannot be read: it must not stop a measurement."""
+    """The record, less what is no speed; an empty one where there is none. It must not stop a measurement."""
     try:
         found = json.loads(path.read_text())
-        return {str(device): {str(k): float(v) for k, v in known.items()} for device, known in found.items()}
+        return {str(device): _speeds(known) for device, known in found.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
+def _speeds(known: dict[str, float]) -> dict[str, float]:
+    return {str(k): float(v) for k, v in known.items() if 0 < float(v) < math.inf}
+
+
 def _store(path: Path, record: dict[str, dict[str, float]]) -> None:
+    """Keep the record where that is possible: it must not stop a measurement either."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record, indent=1))
-    os.replace(temporary, path)
+    with contextlib.suppress(OSError):
+        temporary.write_text(json.dumps(record, indent=1))
+        os.replace(temporary, path)
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)

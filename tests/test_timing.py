@@ -321,8 +321,15 @@ def test_the_record_is_by_model_and_size_and_survives_damage(record: Path) -> No
     assert ceilings.compare("a", 2**20, 1.0) is None, "too small to tell"
     assert ceilings.compare("a", big, math.inf) is None
     assert json.loads(record.read_text())["a"][ceilings.size_class(big)] == 3000.0
-    record.write_text("{]")
-    assert ceilings.compare("a", big, 10.0) is None
+    for damage in ("{]", "[]", *(json.dumps({"a": {ceilings.size_class(big): bad}}) for bad in (math.nan, 0.0, "x"))):
+        record.write_text(damage)
+        assert ceilings.compare("a", big, 10.0) is None
+
+
+def test_a_record_that_cannot_be_written_stops_no_measurement(record: Path) -> None:
+    record.mkdir()
+    assert ceilings.compare("a", 64 * 2**20, 3000.0) is None
+    assert list(record.parent.iterdir()) == [record], "no temporary file is left"
 
 
 # --- the tools of the check ----------------------------------------------------------------------------------------
