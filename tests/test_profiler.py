@@ -428,6 +428,16 @@ def test_counters_that_are_kept_for_root_are_told_with_the_remedy(
         run._run(run.Pass("counters", [str(tool)], needed=True), tmp_path)
 
 
+def test_a_pass_that_takes_too_long_ends_with_all_that_it_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "PASS_LIMIT_S", 0.5)
+    tool = ["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid; wait"]  # as a profiler runs the program in a child
+    assert "timed out after 0.5 seconds" in run._run(run.Pass("counters", tool), tmp_path)
+    child = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z"
+
+
 def test_the_emulation_has_nothing_to_profile() -> None:
     done = cc1d("profile", "--backend", "cpu", "--variant", "fwd_naive")
     assert done.exit_code == 2

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -139,16 +140,26 @@ def _run(step: Pass, folder: Path) -> str:
     """Why a pass gave nothing, or ''. ToolchainError when it is needed."""
     log = folder / f"{step.name}.log"
     try:
-        with log.open("wb") as file:
-            done = subprocess.run(
-                step.command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, timeout=PASS_LIMIT_S
-            )
-        reason = _failure(folder, log) if done.returncode else ""
+        reason = _failure(folder, log) if _call(step.command, log) else ""
     except (OSError, subprocess.TimeoutExpired) as e:
         reason = str(e)
     if reason and step.needed:
         raise ToolchainError(f"{step.command[0]}: {reason}; log: {log}")
     return f"{step.name}: {reason}" if reason else ""
+
+
+def _call(command: list[str], log: Path) -> int:
+    """The exit code of a command. One that takes too long, or is interrupted, ends with all that it started."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        return process.wait(PASS_LIMIT_S)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
 
 
 def _failure(folder: Path, log: Path) -> str:
