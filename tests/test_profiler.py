@@ -134,6 +134,15 @@ def test_a_column_that_is_missing_is_named(tmp_path: Path) -> None:
         profiler.read(tmp_path)
 
 
+@pytest.mark.parametrize("last", ["", ',"1200x"', '"fwd'])
+def test_a_damaged_file_is_an_error_with_the_folder(tmp_path: Path, last: str) -> None:
+    write_rocprof(tmp_path)
+    trace = tmp_path / "times" / "cell_memory_copy_trace.csv"
+    trace.write_text(trace.read_text().rpartition(",")[0] + last)
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path))):
+        profiler.read(tmp_path)
+
+
 def test_a_folder_without_a_profile(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no output of rocprofv3, ncu or torch"):
         profiler.read(tmp_path)
@@ -400,6 +409,11 @@ def test_a_folder_with_other_things_in_it_is_left_alone(machine: Path, tmp_path:
     (tmp_path / "out" / "thesis.tex").unlink()
     assert cc1d(*again).exit_code == 0
     assert cc1d(*again).exit_code == 0, "an earlier profile is replaced"
+    (tmp_path / "out" / "thesis.tex").touch()
+    done = cc1d(*again)
+    assert done.exit_code == 2
+    assert "holds other things than a profile (thesis.tex)" in done.output
+    assert (tmp_path / "out" / "thesis.tex").exists()
 
 
 @pytest.mark.parametrize(
@@ -436,6 +450,14 @@ def test_a_pass_that_takes_too_long_ends_with_all_that_it_started(
     assert "timed out after 0.5 seconds" in run._run(run.Pass("counters", tool), tmp_path)
     child = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
     assert not child.exists() or child.read_text().split()[2] == "Z"
+
+
+def test_what_a_failed_pass_has_half_written_is_not_read(tmp_path: Path) -> None:
+    half = tmp_path / "VALU" / "cell_counter_collection.csv"
+    half.parent.mkdir()
+    half.touch()
+    assert run._run(run.Pass("VALU", ["false"]), tmp_path) == "VALU: it ended without a word"
+    assert not half.exists()
 
 
 def test_the_emulation_has_nothing_to_profile() -> None:

@@ -92,7 +92,10 @@ class Bottleneck:
 def read(folder: Path) -> Profile:
     """What a profiler left in `folder` and below it. StoreError when there is nothing that can be read."""
     trace, table = folder / "trace.json", folder / "ncu.csv"
-    found = read_trace(trace) if trace.exists() else read_rocprof(folder)
+    try:
+        found = read_trace(trace) if trace.exists() else read_rocprof(folder)
+    except (ValueError, TypeError, AttributeError, csv.Error) as e:
+        raise StoreError(f"{folder}: a damaged file of rocprofv3: {e}") from e
     if table.exists():
         try:
             found = replace(found, counters=read_ncu(table.read_text(errors="replace")))
