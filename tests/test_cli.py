@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,10 @@ from click.testing import CliRunner, Result
 from rows import make_row, make_run, spoil
 
 import cc1d_lab
-from cc1d_lab import backends, build, provenance
+from cc1d_lab import backends, build, paths, provenance
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.cli import main, output
-from cc1d_lab.cli.explore import ENVIRONMENT
 from cc1d_lab.errors import CompileError, NotebookError
 from cc1d_lab.results import Row, append
 from cc1d_lab.timing import POLICIES
@@ -360,8 +360,10 @@ def test_doctor_names_each_backend_with_its_remedy_and_each_variable_with_its_or
     assert cc1d("doctor").exit_code == 0
 
 
-def test_doctor_and_the_record_of_a_run_name_the_same_variables() -> None:
-    assert set(ENVIRONMENT) == set(provenance.HONOURED)
+def test_doctor_names_every_variable_of_ours_that_is_read() -> None:
+    texts = [path.read_text() for path in paths.PACKAGE.rglob("*.py")]
+    read = {name for text in texts for name in re.findall(r'environ(?:\.get\(|\[)"(CC1D_\w+)"', text)}
+    assert read == {name for name in provenance.HONOURED if name.startswith("CC1D_")}
 
 
 def test_doctor_is_code_3_when_nothing_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
