@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ from typing import Any
 from . import backends, code_object, variants
 from .case import Case
 from .cell import Cell
-from .errors import CacheError, CodeObjectError, CompileError, ConfigError
+from .errors import CacheError, CodeObjectError, CompileError, ConfigError, positive
 from .paths import kernels_dir
 from .variants import Variant
 
@@ -75,8 +76,8 @@ def build_cell(cell: Cell) -> Built:
 
 def build_all(cells: Iterable[Cell], jobs: int | None = None) -> Iterator[tuple[Cell, Built | Exception]]:
     """Build many cells in parallel, equal builds once; yields each as it is done. `jobs`: MAX_JOBS, else all cores."""
-    jobs = jobs or int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(jobs) as pool:
+    limit = jobs or positive("MAX_JOBS", os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(math.ceil(limit)) as pool:
         futures = {pool.submit(build_cell, c): c for c in _unique(cells)}
         for future in as_completed(futures):
             error = future.exception()

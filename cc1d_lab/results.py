@@ -38,7 +38,7 @@ COLUMNS: dict[str, str] = {
     "caveat": "what a user who swaps the variant in should know",
     "status": "ok, wrong, unsupported, build_failed, launch_failed, crashed or timeout",
     "reason": "why the status is not ok",
-    "log": "path of the log, relative to the run",
+    "log": "path of the log, relative to the run where there is one",
     "max_abs_err": "largest |out - oracle|, over all outputs",
     "max_rel_err": "largest |out - oracle| / |oracle|, where the oracle is not 0",
     "bound_ratio": "largest |out - oracle| / bound; above 1 is wrong",

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .cell import Cell
-from .errors import WorkerError
+from .errors import WorkerError, positive
 from .results import Row
 from .timing import Policy
 
@@ -32,16 +33,22 @@ PR_SET_PDEATHSIG = 1
 
 
 class Worker:
-    """Evaluates groups in a child process, replaced whenever it breaks. A context manager."""
+    """Evaluates groups in a child process, replaced whenever it breaks. A context manager.
+
+    `logs`: where what kernels print goes. Without it, it stays only when a kernel has broken the process.
+    """
 
     def __init__(self, logs: Path | None = None, time_limit_s: float | None = None) -> None:
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["cc1d_lab.evaluation"])
+        given = os.environ.get("CC1D_TIME_LIMIT") or TIME_LIMIT_S
+        self._limit = time_limit_s or positive("CC1D_TIME_LIMIT", given)
         self._logs = logs or Path(tempfile.mkdtemp(prefix="cc1d-logs-"))
-        self._limit = time_limit_s or float(os.environ.get("CC1D_TIME_LIMIT") or TIME_LIMIT_S)
+        self._temporary = logs is None
         self._process: ForkServerProcess | None = None
         self._pipe: Connection | None = None
         self._number = 0
+        self._blamed = False
 
     def __enter__(self) -> Worker:
         list(self._conversation([], None))  # until it answers, so that its start is in nobody's time
@@ -49,6 +56,8 @@ class Worker:
 
     def __exit__(self, *exception: object) -> None:
         self._stop()
+        if self._temporary and not self._blamed:
+            shutil.rmtree(self._logs, ignore_errors=True)
 
     def evaluate(self, cells: list[Cell], policy: Policy | None) -> Iterator[Row]:
         """Rows of a group, in the order in which they are known; every cell gets one, whatever its kernel does."""
@@ -103,7 +112,9 @@ class Worker:
     def _blame(self, cell: Cell, outcome: dict[str, str]) -> Row:
         from .evaluation import base_row
 
-        return base_row(cell, log=f"{self._logs.name}/{self._log.name}", **outcome)
+        self._blamed = True
+        log = self._log if self._temporary else self._log.relative_to(self._logs.parent)
+        return base_row(cell, log=str(log), **outcome)
 
     @property
     def _log(self) -> Path:

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from planted import Planted, plant
 
+from cc1d_lab import build
 from cc1d_lab.case import Case
+from cc1d_lab.errors import ConfigError
+from cc1d_lab.worker import Worker
 
 SCRIPT = """
 import json, sys
@@ -48,6 +51,7 @@ def test_a_faulty_kernel_costs_its_own_row(fault: str, tmp_path: Path) -> None:
     assert [r["status"] for r in spoiled] == [status]
     assert words in spoiled[0]["reason"]
     assert spoiled[0]["time_us_p50"] is None
+    assert Path(spoiled[0]["log"]).is_file(), "where the worker wrote last"
     assert {r["status"] for r in rows if r not in spoiled} == {"ok"}
 
 
@@ -57,6 +61,7 @@ def _run_spoiled(kernels: Path, folder: Path) -> list[dict]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
     environment = os.environ | {"CC1D_KERNELS": str(kernels), "CC1D_TIME_LIMIT": "3", "PYTHONPATH": str(Path.cwd())}
+    environment["TMPDIR"] = str(folder)
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -67,6 +72,21 @@ def test_a_kernel_that_does_not_compile_costs_its_own_rows(tmp_path: Path) -> No
     rows = _run_spoiled(plant(bug, tmp_path), tmp_path)
     assert {r["status"] for r in rows if r["variant"] == "fwd_naive"} == {"build_failed"}
     assert {r["status"] for r in rows if r["variant"] != "fwd_naive"} == {"ok"}
+    assert not list(tmp_path.glob("cc1d-*")), "no log is left of workers that did not die"
     reason = next(r["reason"] for r in rows if r["status"] == "build_failed")
     assert "fwd_naive.hip:" in reason
     assert "error" in reason
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "soon"])
+def test_a_time_limit_that_is_none_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC1D_TIME_LIMIT", given)
+    with pytest.raises(ConfigError, match=f"CC1D_TIME_LIMIT: '{given}' must be a number above 0"):
+        Worker()
+
+
+@pytest.mark.parametrize("given", ["0", "all"])
+def test_a_number_of_compilers_that_is_none_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_JOBS", given)
+    with pytest.raises(ConfigError, match=f"MAX_JOBS: '{given}' must be"):
+        list(build.build_all([]))
