@@ -157,7 +157,7 @@ def _linked(libraries: list[str]) -> list[str]:
 
 def _digest(compiler: str, flags: list[str], source: Path, libraries: list[str]) -> str:
     # Headers count by their bytes, so that where the checkout lies does not matter.
-    fixed = sorted(f for f in flags if not f.startswith("-I"))
+    fixed = [f for f in flags if not f.startswith("-I")]  # in their order: the last of two that contradict wins
     identity = [compiler, backends.compiler_version(compiler), *fixed, *libraries, source.name, _tree_digest(source)]
     return hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
 
