@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import backends, code_object, variants
+from . import backends, code_object, files, variants
 from .case import Case
 from .cell import Cell
 from .errors import CacheError, CodeObjectError, CompileError, ConfigError, positive
@@ -188,10 +188,7 @@ def _load_entry(entry: Path, digest: str) -> Built | None:
 def mark_passed(built: Built, what: str) -> None:
     """Leave the mark that this library passed its checks, with `what` was checked. It goes with the entry."""
     mark = {"sha256": hashlib.sha256(built.library.read_bytes()).hexdigest(), "checked": what}
-    descriptor, temporary = tempfile.mkstemp(prefix=".passed-", dir=built.library.parent)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(mark, file)
-    os.replace(temporary, built.library.with_name("passed.json"))
+    files.write(built.library.with_name("passed.json"), json.dumps(mark))
 
 
 def has_passed(built: Built) -> bool:

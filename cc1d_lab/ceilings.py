@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from pathlib import Path
 
-from . import build
+from . import build, files
+from .errors import StoreError
 
 SMALLEST_BYTES = 16 * 2**20  # below, the cost of a launch decides and not the memory
 SLOW_PCT = 90.0  # three healthy GPUs of one model agreed within 1.6 %; a slow fourth was at 65 to 87 %
@@ -58,9 +58,5 @@ def _speeds(known: dict[str, float]) -> dict[str, float]:
 
 def _store(path: Path, record: dict[str, dict[str, float]]) -> None:
     """Keep the record where that is possible: it must not stop a measurement either."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with contextlib.suppress(OSError):
-        temporary.write_text(json.dumps(record, indent=1))
-        os.replace(temporary, path)
-    with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
+    with contextlib.suppress(StoreError):
+        files.write(path, json.dumps(record, indent=1))

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .. import backends, build, variants
+from .. import backends, build, files, variants
 from ..case import Case
 from ..errors import ConfigError, DeviceError, DtypeError, LayoutError, LimitError, StoreError
 from ..results import Row, believable
@@ -231,7 +231,6 @@ def _read_table(path: Path, stamp: _Stamp) -> list[dict[str, Any]]:
 
 def save_table(rows: Iterable[Row], path: Path | None = None) -> int:
     """Write the fastest kernel of every measured case; returns the number of entries.
-
     This process takes it up at once, another that runs with its next call of a new shape.
     """
     from . import launch  # which imports this module
@@ -248,9 +247,6 @@ def save_table(rows: Iterable[Row], path: Path | None = None) -> int:
         key = (*(row[k] for k in TABLE_KEY), outputs)
         if key not in best or entry["time_us"] < best[key]["time_us"]:
             best[key] = entry
-    target = path or table_path()
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(list(best.values()), indent=1))
-    os.replace(temporary, target)
+    files.write(path or table_path(), json.dumps(list(best.values()), indent=1))
     launch.drop_plans()
     return len(best)
