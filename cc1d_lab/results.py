@@ -121,9 +121,11 @@ def plain(value: Any) -> Any:
 
 
 def believable(row: Row) -> bool:
-    """Whether a row has a time that something may be chosen for: not faster than a copy, nor than an empty launch."""
+    """Whether a row has a time that something may be chosen for: not faster than a copy, nor than an empty launch,
+    and not of a toolchain of its own, since what is chosen is compiled with the backend's.
+    """
     impossible = {"above_ceiling", "below_launch"} & set(row["flags"] or ())
-    return row["status"] == "ok" and bool(row["time_us_p50"]) and not impossible
+    return row["status"] == "ok" and bool(row["time_us_p50"]) and not (impossible or row.get("toolchain"))
 
 
 def append(path: Path, row: Row) -> None:

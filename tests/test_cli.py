@@ -432,7 +432,8 @@ def test_tune_writes_what_auto_takes_and_says_what_it_gains(tmp_path: Path, monk
     slow, fast = (make_row("fwd_register", "nvidia", case, time_us_p50=t) for t in (20.0, 16.0))
     fast |= {"tunables": {"block": 256, "vectors": 1}, "cell_id": "other"}
     naive = make_row("fwd_naive", "nvidia", case, time_us_p50=0.5, flags=["below_launch"])  # too good to be true
-    folder = make_run(tmp_path / "run", [slow, fast, naive])
+    reckless = fast | {"time_us_p50": 10.0, "toolchain": "--use_fast_math", "cell_id": "third"}
+    folder = make_run(tmp_path / "run", [slow, fast, naive, reckless])
     monkeypatch.setenv("CC1D_TABLE", str(tmp_path / "auto.json"))
     result = cc1d("tune", folder)
     assert result.exit_code == 0, result.stderr

@@ -814,6 +814,7 @@ def test_a_measured_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         row | {"variant": "fwd_shared_memory", "tunables": {}, "time_us_p50": 1.0, "seqlen": 2000},
         row | {"variant": "fwd_naive", "tunables": {}, "time_us_p50": 0.1, "status": "wrong"},
         row | {"variant": "fwd_shared_memory", "tunables": {}, "time_us_p50": 0.2, "flags": ["below_launch"]},
+        row | {"variant": "fwd_shared_memory", "tunables": {}, "time_us_p50": 0.3, "toolchain": "-ffast-math"},
     ]
     assert choice.save_table(rows) == 2
     found = cc1d_lab.explain(X, W4)

@@ -231,6 +231,7 @@ def _read_table(path: Path, stamp: _Stamp) -> list[dict[str, Any]]:
 
 def save_table(rows: Iterable[Row], path: Path | None = None) -> int:
     """Write the fastest kernel of every measured case; returns the number of entries.
+
     This process takes it up at once, another that runs with its next call of a new shape.
     """
     from . import launch  # which imports this module
