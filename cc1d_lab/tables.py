@@ -433,11 +433,12 @@ def fastest(df: pd.DataFrame) -> pd.DataFrame:
 
     A case counts when at least two kernels are ok and not flagged; it is a tie when the 20-80 percentile ranges
     of the first two overlap, or they are nearer to each other than two equal members of the group were.
+    Rows of a toolchain of their own take no part.
     """
     ranked = kernels(ok(df[df["backend"] != "cpu"]))
     ranked = ranked[ranked["time_us_p50"].notna()]
     if len(ranked):
-        ranked = ranked[[not flags(row) for _, row in ranked.iterrows()]]
+        ranked = ranked[[not flags(row) and not text(row["toolchain"]) for _, row in ranked.iterrows()]]
     records = []
     for _, part in families(ranked, (*_PLACE, "dtype", "layout")):
         winners = [w for _, case in by_case(part) if (w := _winner(case))]

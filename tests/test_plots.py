@@ -222,6 +222,12 @@ def test_a_doubtful_or_wrong_row_wins_nothing() -> None:
     assert tables.fastest(_race(*pair, status="wrong")).empty
 
 
+def test_a_row_of_a_toolchain_of_its_own_wins_nothing() -> None:
+    plain, other = _race(("fwd_naive", 9, 10, 11), ("fwd_register", 7, 8, 8.5)), _race(("fwd_naive", 5, 6, 7))
+    both = pd.concat([plain, other.assign(toolchain="--use_fast_math")], ignore_index=True)
+    assert tables.fastest(both).equals(tables.fastest(plain))
+
+
 def test_verdict_is_bad_with_a_wrong_row_and_good_without() -> None:
     clean = load_rows(make_rows(("nvidia",), faults=False))
     assert tables.verdict(clean)[0] == "good"
