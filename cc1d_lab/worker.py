@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import types
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -161,13 +162,17 @@ class Worker:
         self._process = self._pipe = None
 
 
+_main_is_hidden = threading.Lock()  # operators may be called for the first time in several threads
+
+
 def _start_without_main(process: ForkServerProcess) -> None:
     """Start a process that does not import the caller's script again: it need not have been written for that."""
-    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
-    try:
-        process.start()
-    finally:
-        sys.modules["__main__"] = main
+    with _main_is_hidden:
+        main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+        try:
+            process.start()
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _serve(pipe: Connection, log: str, environment: dict[str, str]) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from planted import Planted, plant
@@ -13,7 +16,7 @@ from planted import Planted, plant
 from cc1d_lab import build
 from cc1d_lab.case import Case
 from cc1d_lab.errors import ConfigError
-from cc1d_lab.worker import Worker
+from cc1d_lab.worker import Worker, _start_without_main
 
 SCRIPT = """
 import json, sys
@@ -76,6 +79,18 @@ def test_a_kernel_that_does_not_compile_costs_its_own_rows(tmp_path: Path) -> No
     reason = next(r["reason"] for r in rows if r["status"] == "build_failed")
     assert "fwd_naive.hip:" in reason
     assert "error" in reason
+
+
+def test_workers_that_start_side_by_side_leave_the_callers_main_in_place() -> None:
+    main = sys.modules["__main__"]
+    process = SimpleNamespace(start=lambda: time.sleep(0.2))
+    threads = [threading.Thread(target=_start_without_main, args=(process,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)  # the second begins while the first is at it, and ends after it
+    for thread in threads:
+        thread.join()
+    assert sys.modules["__main__"] is main
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "nan", "soon"])
