@@ -35,7 +35,7 @@ def _line(names: tuple[str, ...], part: pd.DataFrame) -> dict[str, Any]:
     ran = part[part["status"].isin(("ok", "wrong"))]
     good = ran[ran["status"] == "ok"]
     kinds = {kind: [v[kind] for v in ran["special_values"] if isinstance(v, dict)] for kind in special.KINDS}
-    kinds["nan"] = [tables.yes(v) for v in ran["nan_stays"]]
+    kinds["nan"] = [tables.yes(v) for v in ran["nan_stays"] if tables.known(v)]
     reasons = part[~part["status"].isin(("ok", "wrong", "unsupported"))]
     return {
         "backend": names[0],

@@ -96,6 +96,8 @@ def test_tables_show_what_breaks(rows: pd.DataFrame) -> None:
     assert (fast["toolchain"], fast["ok"], fast["wrong"], fast["subnormal"]) == ("-ffast-math", 0, 1, "0 of 1")
     assert (plain["toolchain"], plain["ok"], plain["wrong"], plain["subnormal"]) == ("default", 1, 0, "1 of 1")
     assert (absent["ok"], absent["wrong"], absent["inf"]) == (0, 0, "0 of 0")
+    unseen = flags.executed(rows.assign(nan_stays=None))  # as of a baseline that only copies
+    assert set(unseen["nan"]) == {"0 of 0"}
     (line,) = (line for _, line in flags.by_variant(rows).iterrows())
     assert line["-ffast-math"].startswith("wrong ")
     assert float(line["default"]) < 1
