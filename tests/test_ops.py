@@ -827,6 +827,20 @@ def test_a_measured_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         cc1d_lab.explain(X, W4)
 
 
+@pytest.mark.parametrize("tunables", [{"gone": 1}, {"block": 63}])
+def test_an_entry_of_a_table_with_tunables_of_another_version_is_passed_over(
+    tunables: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC1D_TABLE", str(tmp_path / "table.json"))
+    entry = {"backend": "cpu", "arch": "wave32", "op": "fwd", "layout": "channel_first", "dtype": "float32", "width": 4}
+    entry |= {"outputs": 480, "variant": "fwd_naive", "time_us": 1.0}
+    old = entry | {"tunables": tunables, "time_us": 0.5}
+    (tmp_path / "table.json").write_text(json.dumps([old, entry | {"tunables": {"block": 64}}]))
+    assert cc1d_lab.explain(X, W4).tunables == {"block": 64}
+    (tmp_path / "table.json").write_text(json.dumps([old]))
+    assert cc1d_lab.explain(X, W4).reason.startswith("the first choice")
+
+
 def test_a_table_that_changes_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tmp_path / "table.json"
     monkeypatch.setenv("CC1D_TABLE", str(table))
