@@ -14,7 +14,7 @@ import pytest
 import torch
 from planted import Planted, plant
 
-from cc1d_lab import build, ceilings, measurement, recheck, reference, sensors, timing
+from cc1d_lab import build, ceilings, kernel, measurement, recheck, reference, sensors, timing
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.errors import ConfigError
@@ -242,6 +242,15 @@ def test_what_nobody_tells_is_null() -> None:
     watch = sensors.Watch(dict)
     watch()
     assert set(watch.columns().values()) == {None}
+
+
+def test_stages_rotate_over_all_buffers_as_the_whole_does() -> None:
+    case = Case(1, 16, 16, dtype="float16")
+    loaded = kernel.load(build.build_cell(Cell("fwd_im2col_wmma", "cpu", case)).library)
+    sets = [reference.make_inputs(case) for _ in range(3)]
+    launches = [kernel.bind(loaded, i.x, i.weight, i.bias, torch.empty_like(i.x)) for i in sets]
+    found = measurement._stages(launches)
+    assert {name: len(each) for name, each in found.items()} == dict.fromkeys(loaded.stages, 3)
 
 
 # --- what makes a time doubtful -----------------------------------------------------------------------------------
