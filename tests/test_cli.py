@@ -253,8 +253,9 @@ def test_bench_says_that_cpu_times_are_an_emulation(runner: FakeRunner) -> None:
 
 
 def test_control_characters_of_a_row_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    output.echo_reasons([{"status": "wrong", "variant": "v", "reason": "a\x1b[2Jb\nc"}])
-    assert capsys.readouterr().out == "v: wrong: a [2Jb c\n"
+    output.echo_reasons([{"status": "wrong", "variant": "v\x1b[2J", "reason": "a\x1b[2Jb\nc"}])
+    output.echo_table(("flags",), [[["noisy\x1b[2J"]]])
+    assert capsys.readouterr().out == "v [2J: wrong: a [2Jb c\nflags\nnoisy [2J\n"
 
 
 # --- run, report, show -------------------------------------------------------------------------------------------
