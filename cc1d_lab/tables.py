@@ -238,11 +238,11 @@ def reasons(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def wrong(df: pd.DataFrame) -> pd.DataFrame:
-    """The rows of kernels that are wrong: by how much, how many outputs, where first, and which probes failed."""
+    """Kernels and programs that are wrong: by how much, how many outputs, where first, and which probes failed."""
     records = [
         {
             "variant": text(row["variant"]),
-            "configuration": " ".join(p for p in (configuration(row), knobs(row)) if p),
+            "configuration": " ".join(p for p in (configuration(row), knobs(row), text(row["program"])) if p),
             "device": device_name(row),
             "bound_ratio": row["bound_ratio"],
             "max_abs_err": row["max_abs_err"],
@@ -251,7 +251,7 @@ def wrong(df: pd.DataFrame) -> pd.DataFrame:
             "probes_failed": ", ".join(name for name in PROBES if known(row[name]) and not yes(row[name])),
             "reason": text(row["reason"]),
         }
-        for _, row in kernels(df[df["status"] == "wrong"]).iterrows()
+        for _, row in ours(df[df["status"] == "wrong"]).iterrows()
     ]
     columns = ("variant", "configuration", "device", "bound_ratio", "max_abs_err", "n_bad", "first_bad")
     return _frame(records, (*columns, "probes_failed", "reason"))
@@ -275,7 +275,7 @@ def checks(df: pd.DataFrame) -> pd.DataFrame:
                 "checked": len(part),
                 "error_bound": _passed(part["n_bad"], lambda n: n == 0),
                 **{probe: _passed(part[probe], bool) for probe in (*PROBES, "nan_stays")},
-                "verdict": "reference" if kernels(part).empty else "wrong" if "wrong" in set(part["status"]) else "ok",
+                "verdict": "reference" if ours(part).empty else "wrong" if "wrong" in set(part["status"]) else "ok",
             }
         )
     return _sorted(_frame(records, ("variant", "dtype", "checked", "error_bound", *PROBES, "nan_stays", "verdict")))

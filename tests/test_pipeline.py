@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from planted import Planted, plant
-from rows import make_row
+from rows import make_row, spoil
 
 from cc1d_lab import (
     build,
@@ -410,6 +410,14 @@ def test_the_sentences_compare_with_s2() -> None:
     assert "1.00 ms: allocation 20 %, copies 70 %, kernels 10 %." in first
     assert first.endswith("Without the host's own work: allocation 20 %, copies 70 %, kernels 10 %.")
     assert theirs.endswith("allocation 20 %, copies 70 %, kernels 10 %.")
+
+
+def test_a_wrong_program_stands_among_what_is_wrong() -> None:
+    rows = load_rows([GPU[0], spoil(GPU[1], "wrong")])
+    (line,) = (line for _, line in tables.wrong(rows).iterrows())
+    assert line["configuration"].endswith(" pool")
+    assert tables.checks(rows)["verdict"].tolist() == ["wrong"]
+    assert tables.checks(load_rows(GPU))["verdict"].tolist() == ["ok"]
 
 
 def test_gains_are_against_naive_and_never_in_emulation(measured: list[Row]) -> None:
