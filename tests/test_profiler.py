@@ -205,8 +205,9 @@ def test_times_are_those_of_the_pass_that_does_not_count(tmp_path: Path) -> None
     assert profiler.read(tmp_path).kernels[0].calls == 2
 
 
-def test_a_metric_that_ncu_does_not_have_leaves_the_others(tmp_path: Path) -> None:
-    (tmp_path / "ncu.csv").write_text(ncu_table(["ns", "byte", "%", ""], ["50000", "1000", "90", "n/a"]))
+@pytest.mark.parametrize("absent", ["n/a", "-", "nan", "", "."])
+def test_a_metric_that_ncu_does_not_have_leaves_the_others(absent: str, tmp_path: Path) -> None:
+    (tmp_path / "ncu.csv").write_text(ncu_table(["ns", "byte", "%", ""], ["50000", "1000", "90", absent]))
     found = profiler.read(tmp_path)
     assert found.counters["fwd_register"]["dram__bytes_read.sum"] == 1000.0
     assert readers.NVIDIA_COMPUTE not in found.counters["fwd_register"]

@@ -200,7 +200,7 @@ def spans(found: Iterable[tuple[str, int, float]]) -> tuple[Span, ...]:
 
 # --- nvidia ----------------------------------------------------------------------------------------------------------
 
-_NUMBER = re.compile(r"[-+.\d][\d,.]*(?:e[-+]?\d+)?$", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?\.?\d[\d,.]*(?:e[-+]?\d+)?$", re.IGNORECASE)
 _TO_US = {"ns": 1e-3, "nsecond": 1e-3, "us": 1.0, "usecond": 1.0, "ms": 1e3, "msecond": 1e3, "s": 1e6, "second": 1e6}
 _TO_BYTES = {"byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
 
