@@ -754,8 +754,13 @@ BAD_UPDATES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "error", "words"), [b[1:] for b in BAD_UPDATES], ids=[b[0] for b in BAD_UPDATES])
-def test_bad_input_of_an_update_is_refused_by_name(changes: dict[str, Any], error: type[Exception], words: str) -> None:
+@pytest.mark.parametrize("trained", [False, True], ids=["", "bias of a module"])
+def test_bad_input_of_an_update_is_refused_by_name(
+    trained: bool, changes: dict[str, Any], error: type[Exception], words: str
+) -> None:
     arguments = {"x": X[:, :, :1], "conv_state": STATE, "weight": W4} | changes
+    if trained:  # outside of no_grad too
+        arguments |= {"bias": torch.nn.Parameter(B12)}
     before = STATE.clone()
     with pytest.raises(error, match=words):
         causal_conv1d_update(**arguments)
