@@ -124,7 +124,7 @@ def code_objects(
 
     `matrix` counts matrix instructions; `fp32 subnormals`, `fp16 subnormals` are what the kernel descriptors start with
     (kept; or inputs, outputs, both: those that are flushed); `instructions` their number, and `of the first` as a share
-    of what the first toolchain of that arch made. `failed` has the compiler's first error.
+    of what the first toolchain of that arch made, where both built all. `failed` has the compiler's first error.
     """
     import pandas as pd
 
@@ -139,8 +139,9 @@ def code_objects(
     for (arch, toolchain), each in cells.items():
         found = [(cell, outcomes[build.build_key(cell)]) for cell in each]
         stated = _stated(found)
-        usual = first.setdefault(arch, stated["instructions"])
-        share = f"{100 * stated['instructions'] / usual:.0f} %" if usual else ""
+        count = stated["instructions"] if stated["built"] == f"{len(each)} of {len(each)}" else 0
+        usual = first.setdefault(arch, count)
+        share = f"{100 * count / usual:.0f} %" if count and usual else ""
         lines.append({"arch": arch, "toolchain": toolchain or DEFAULT, **stated, "of the first": share})
     return pd.DataFrame(lines)
 

@@ -107,6 +107,14 @@ def test_tables_show_what_breaks(rows: pd.DataFrame) -> None:
     assert points[places["cpu: -ffast-math"]] > 1 > points[places["cpu: default"]]
 
 
+def test_shares_are_of_as_many_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    stated = iter([("2 of 2", 200), ("1 of 2", 90), ("2 of 2", 150)])
+    monkeypatch.setattr(build, "build_all", lambda cells: [(cell, None) for cell in cells])
+    monkeypatch.setattr(flags, "_stated", lambda found: dict(zip(("built", "instructions"), next(stated), strict=True)))
+    found = flags.code_objects(["", "-O1", "-O2"], ["gfx942"], ["fwd_naive", "fwd_register"])
+    assert found["of the first"].tolist() == ["100 %", "", "75 %"]
+
+
 # --- AMD -------------------------------------------------------------------------------------------------------------
 
 
