@@ -155,11 +155,13 @@ def cut_torn_line(path: Path) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """All whole rows of a file. A torn last line, left by a killed writer, is skipped."""
+    """All whole rows of a file, with every column. A torn last line, left by a killed writer, is skipped."""
     try:
         text = path.read_text()
     except OSError as e:
         raise StoreError(f"{path}: cannot be read: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise StoreError(f"{path}: not text: {e}") from e
     return list(_parse(path, text.splitlines(keepends=True)))
 
 
@@ -174,7 +176,7 @@ def _parse(path: Path, lines: list[str]) -> Iterator[Row]:
             raise StoreError(f"{path}:{number}: not a row: {line[:60]!r}") from e
         if version != SCHEMA_VERSION:
             raise StoreError(f"{path}:{number}: schema version {version}, this package reads {SCHEMA_VERSION}")
-        yield row
+        yield dict.fromkeys(COLUMNS) | row
 
 
 def load_rows(source: str | Path | Iterable[Row]) -> pd.DataFrame:

@@ -86,6 +86,18 @@ def test_a_line_that_is_no_row_is_refused(tmp_path: Path, line: str) -> None:
         read(path)
 
 
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(StoreError, match=r"rows\.jsonl: not text"):
+        read(tmp_path / "rows.jsonl")
+
+
+def test_a_row_from_before_a_column_was_added_has_it_as_null(tmp_path: Path) -> None:
+    old = {name: value for name, value in _row(variant="v").items() if name not in ("toolchain", "timed_result")}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(old) + "\n")
+    assert read(tmp_path / "rows.jsonl") == [_row(variant="v")]
+
+
 def test_a_foreign_version_is_refused_with_both_numbers(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"schema_version": 99}) + "\n")
