@@ -116,7 +116,7 @@ def fits(df: pd.DataFrame) -> pd.DataFrame:
             if len(mine):
                 named = {name: key[name] for name in ("variant", "dtype", "layout")}
                 records.append({**named, "axis": axis, **_fit_record(mine, line_of(mine), whole)})
-    return _on_one_device(_frame(records, (*columns, "residual_pct", "residual_from_all_pct", "device")))
+    return _on_one_device(tables.frame(records, (*columns, "residual_pct", "residual_from_all_pct", "device")))
 
 
 def _fit_record(part: pd.DataFrame, line: Line | None, whole: Line | None) -> dict[str, Any]:
@@ -148,7 +148,9 @@ def residuals(df: pd.DataFrame) -> pd.DataFrame:
             expected = part["bytes"].astype(float).map(line.at)
             off = 100 * (part["time_us_p50"].astype(float) - expected) / expected
             parts.append(part.assign(expected_us=expected, residual_pct=off))
-    return pd.concat(parts, ignore_index=True) if parts else _frame([], (*df.columns, "expected_us", "residual_pct"))
+    return (
+        pd.concat(parts, ignore_index=True) if parts else tables.frame([], (*df.columns, "expected_us", "residual_pct"))
+    )
 
 
 # --- cliffs ---------------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ def cliffs(df: pd.DataFrame) -> pd.DataFrame:
         if not aligned(row) and (neighbour := _neighbour(row, part)) is not None
     ]
     columns = ("awkward", "variant", "dtype", "layout", "shape", "neighbour", "gbps", "neighbour_gbps", "below_pct")
-    return _frame(records, (*columns, "spread_pct", "cliff", "backend", "device"))
+    return tables.frame(records, (*columns, "spread_pct", "cliff", "backend", "device"))
 
 
 def worst_first(df: pd.DataFrame) -> pd.DataFrame:
@@ -239,9 +241,3 @@ def sentences(df: pd.DataFrame) -> list[str]:
         names = ", ".join(dict.fromkeys(mine["awkward"]))
         said.append(f"{variant}: {len(mine)}, at {names}; at most {mine['below_pct'].max():.0f} % below.")
     return said + ([f"{tables.CPU_BANNER}."] if tables.emulated(df) else [])
-
-
-def _frame(records: list[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(records, columns=list(columns))

@@ -167,7 +167,8 @@ def _reading_order(row: Any) -> tuple[Any, ...]:
     return (text(row["backend"]), text(row["layout"]), dtype, text(row["label"]), *sizes, configuration(row))
 
 
-def _frame(records: list[dict[str, Any]], columns: Iterable[str]) -> pd.DataFrame:
+def frame(records: list[dict[str, Any]], columns: Iterable[str]) -> pd.DataFrame:
+    """A table of records with these columns, in this order, also when there are none."""
     import pandas as pd
 
     return pd.DataFrame(records, columns=list(columns))
@@ -199,7 +200,7 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
     columns = ["device", "variant", "dtype", "layout", "ok", "wrong", "unsupported", "failed"]
     columns += ["bound_ratio", "time_us", "gbps", "pct_copy"]
     records = [_summary_record(part) for _, part in families(df, (*_PLACE, "variant", "dtype", "layout"))]
-    table = _frame(records, columns)
+    table = frame(records, columns)
     return _sorted(table, "device", "variant", "dtype", "layout")
 
 
@@ -234,7 +235,7 @@ def reasons(df: pd.DataFrame) -> pd.DataFrame:
         for (status, reason), part in groups
     ]
     records.sort(key=lambda r: (SEVERITY.index(str(r["status"])) if r["status"] in SEVERITY else -1, -int(r["cells"])))
-    return _frame(records, ("status", "cells", "variants", "reason", "log"))
+    return frame(records, ("status", "cells", "variants", "reason", "log"))
 
 
 def wrong(df: pd.DataFrame) -> pd.DataFrame:
@@ -254,7 +255,7 @@ def wrong(df: pd.DataFrame) -> pd.DataFrame:
         for _, row in ours(df[df["status"] == "wrong"]).iterrows()
     ]
     columns = ("variant", "configuration", "device", "bound_ratio", "max_abs_err", "n_bad", "first_bad")
-    return _frame(records, (*columns, "probes_failed", "reason"))
+    return frame(records, (*columns, "probes_failed", "reason"))
 
 
 PROBES = ("integer_probe", "causality", "gaps_untouched", "repeatable", "timed_result")
@@ -278,7 +279,7 @@ def checks(df: pd.DataFrame) -> pd.DataFrame:
                 "verdict": "reference" if ours(part).empty else "wrong" if "wrong" in set(part["status"]) else "ok",
             }
         )
-    return _sorted(_frame(records, ("variant", "dtype", "checked", "error_bound", *PROBES, "nan_stays", "verdict")))
+    return _sorted(frame(records, ("variant", "dtype", "checked", "error_bound", *PROBES, "nan_stays", "verdict")))
 
 
 def _passed(values: pd.Series[Any], passes: Callable[[Any], bool]) -> str:
@@ -310,7 +311,7 @@ def ulp_statistics(df: pd.DataFrame) -> pd.DataFrame:
             record |= {f"{name} {side}": _typical(name, part[prefix + name]) for name in ours}
         records.append(record)
     columns = [f"{name} {side}" for side in ("ours", "F.conv1d") for name in ours]
-    return _sorted(_frame(records, ("variant", "dtype", "cells", *columns)))
+    return _sorted(frame(records, ("variant", "dtype", "cells", *columns)))
 
 
 def _typical(name: str, values: pd.Series[Any]) -> float | None:
@@ -337,7 +338,7 @@ def tolerance_verdicts(df: pd.DataFrame) -> pd.DataFrame:
             }
         )
     columns = ("ok here, passes there", "ok here, fails there", "wrong here, fails there", "missed")
-    return _sorted(_frame(records, ("variant", "dtype", *columns)))
+    return _sorted(frame(records, ("variant", "dtype", *columns)))
 
 
 def speedup_table(df: pd.DataFrame) -> pd.DataFrame:
@@ -355,7 +356,7 @@ def speedup_table(df: pd.DataFrame) -> pd.DataFrame:
         for variant in order(ours["variant"]):
             rows = ours[ours["variant"] == variant]
             records += [_speedup_record(row, torch_us) for _, row in rows.iterrows() if row["status"] != "unsupported"]
-    return _frame(records, columns)
+    return frame(records, columns)
 
 
 def _speedup_record(row: Any, torch_us: float | None) -> dict[str, Any]:
@@ -394,7 +395,7 @@ def ratios(df: pd.DataFrame) -> pd.DataFrame:
                     "flags": ", ".join(flags(row)),
                 }
             )
-    return _frame(records, ("configuration", "variant", "time_us_p50", "pct_copy", *names, "noise_pct", "flags"))
+    return frame(records, ("configuration", "variant", "time_us_p50", "pct_copy", *names, "noise_pct", "flags"))
 
 
 def gradient_accuracy(df: pd.DataFrame) -> pd.DataFrame:
@@ -407,7 +408,7 @@ def gradient_accuracy(df: pd.DataFrame) -> pd.DataFrame:
         for name, errors in (row["output_errors"] or {}).items():
             found = (errors["max_abs_err"], errors["n_bad"], errors["n_outside_tolerance"], row["status"])
             records.append(dict(zip(columns, (configuration(row), row["variant"], name, *found), strict=True)))
-    return _frame(records, columns)
+    return frame(records, columns)
 
 
 def gradient_speed(df: pd.DataFrame) -> pd.DataFrame:
@@ -419,7 +420,7 @@ def gradient_speed(df: pd.DataFrame) -> pd.DataFrame:
             times = (row["time_us_mean"] / 1e3, min(row["samples_us"]) / 1e3, row["gbps"], row["pct_copy"])
             names = (configuration(row), text(row["variant"]), text(row["backend"]))
             records.append(dict(zip(columns, (*names, *times), strict=True)))
-    return _frame(records, columns)
+    return frame(records, columns)
 
 
 def _backward(df: pd.DataFrame) -> list[Any]:
@@ -444,7 +445,7 @@ def fastest(df: pd.DataFrame) -> pd.DataFrame:
         winners = [w for _, case in by_case(part) if (w := _winner(case))]
         if winners:
             records.append(_fastest_record(part, winners))
-    return _frame(records, ("device", "dtype", "layout", "variant", "wins", "ties", "cases", "pct_copy"))
+    return frame(records, ("device", "dtype", "layout", "variant", "wins", "ties", "cases", "pct_copy"))
 
 
 def _winner(case: pd.DataFrame) -> str:
