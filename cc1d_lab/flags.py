@@ -64,14 +64,9 @@ def by_variant(rows: pd.DataFrame) -> pd.DataFrame:
 
 def chart(rows: pd.DataFrame) -> Figure:
     """The worst error of each variant as a share of its bound, by backend and toolchain; right of 1 is wrong."""
-    from matplotlib.figure import Figure
-
     mine = tables.kernels(rows[rows["bound_ratio"].notna()])
     places = {names: -i for i, (names, _) in enumerate(_groups(mine, "backend", "toolchain"))}
-    title = "Worst error by compiler and flags"
-    figure = Figure(figsize=(9.0, 1.6 + 0.4 * len(places)), layout="constrained", facecolor="white")
-    figure.set_label(title)
-    axes = figure.subplots()
+    figure, axes = plots.single("Worst error by compiler and flags", (9.0, 1.6 + 0.4 * len(places)))
     for (variant,), part in _groups(mine, "variant"):
         worst = {names: float(c["bound_ratio"].max()) for names, c in _groups(part, "backend", "toolchain")}
         colour = plots.style(variant).color
@@ -79,9 +74,6 @@ def chart(rows: pd.DataFrame) -> Figure:
     axes.axvline(1.0, color="#b00020", linewidth=1.2)
     axes.set(xscale="log", xlabel="worst |error| / bound; right of the line is wrong")
     axes.set_yticks(list(places.values()), [": ".join(names) for names in places])
-    axes.set_title(title, loc="left", fontsize=12, weight="bold")
-    axes.grid(color="#e3e3e3")
-    axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 

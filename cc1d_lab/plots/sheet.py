@@ -170,6 +170,17 @@ def _write_head(head: SubFigure, title: str, df: pd.DataFrame, banner: bool, hei
         head.text(0.015, 0.13 / height, tables.CPU_BANNER, fontsize=10, weight="bold", va="bottom", bbox=box)
 
 
+def single(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """A figure of one panel, without head and foot, and that panel."""
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    figure.set_label(title)
+    axes = figure.subplots()
+    axes.set_title(title, loc="left", fontsize=12, weight="bold")
+    axes.grid(color="#e3e3e3")
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
 def nothing(title: str, df: pd.DataFrame, why: str) -> Figure:
     """A sheet that says why there is no chart."""
     sheet = make_sheet(title, df, 1, (7.0, 1.6), entries=0)
