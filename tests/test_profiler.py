@@ -461,6 +461,14 @@ def test_what_a_failed_pass_has_half_written_is_not_read(tmp_path: Path) -> None
     assert not half.exists()
 
 
+@pytest.mark.parametrize("option", ["--out", "--read"])
+def test_a_file_is_no_folder_of_a_profile(option: str, machine: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = cc1d("profile", "--variant", "fwd_register", "--backend", "amd", option, str(tmp_path / "file"))
+    assert done.exit_code == 2
+    assert "is a file" in done.output
+
+
 def test_the_emulation_has_nothing_to_profile() -> None:
     done = cc1d("profile", "--backend", "cpu", "--variant", "fwd_naive")
     assert done.exit_code == 2

@@ -25,10 +25,15 @@ _HEADINGS = {"kernel": "kernel", "copy": "copy", "api": "API call"}
 @click.command()
 @options.cell_options
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of pictures and files. Default: below reports/profile."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of pictures and files. Default: below reports/profile.",
 )
 @click.option(
-    "--read", "old", type=click.Path(path_type=Path, exists=True), help="Draw what an earlier call left there."
+    "--read",
+    "old",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Draw what an earlier call left there.",
 )
 @json_option
 def profile(out: Path | None, old: Path | None, as_json: bool, **given: Any) -> int:
