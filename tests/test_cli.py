@@ -252,6 +252,13 @@ def test_bench_says_that_cpu_times_are_an_emulation(runner: FakeRunner) -> None:
     assert "emulation" in cc1d("bench", "--backend", "cpu").stdout
 
 
+def test_show_refuses_a_status_that_there_is_not(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [make_row("fwd_naive", "nvidia", Case())])
+    done = cc1d("show", run, "--status", "worng")
+    assert done.exit_code == 2
+    assert "status: 'worng' is not known (did you mean 'wrong'?)" in done.stderr
+
+
 def test_control_characters_of_a_row_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     output.echo_reasons([{"status": "wrong", "variant": "v\x1b[2J", "reason": "a\x1b[2Jb\nc"}])
     output.echo_table(("flags",), [[["noisy\x1b[2J"]]])

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from .. import backends, build, experiment, results, rocm, shares, tables, variants
-from ..errors import Cc1dError, StoreError, nearest
+from ..errors import Cc1dError, StoreError, nearest, one_of
 from ..provenance import HONOURED
 from ..results import Row
 from . import output
@@ -186,11 +186,12 @@ _SHOWN = {
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--status", help="Only rows of this status.")
+@click.option("--status", help=f"Only rows of this status: {', '.join(results.STATUSES)}.")
 @json_option
 def show(run: Path, status: str | None, as_json: bool) -> int:
     """The rows of RUN as a table: a run directory, its rows.jsonl, or the name of an experiment below reports/."""
-    rows = [row for row in read_rows(run) if status in (None, row["status"])]
+    wanted = one_of("status", status, results.STATUSES) if status else None
+    rows = [row for row in read_rows(run) if wanted in (None, row["status"])]
     if as_json:
         output.echo_json(rows)
         return 0
