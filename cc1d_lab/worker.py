@@ -90,8 +90,7 @@ class Worker:
 
     def _conversation(self, group: list[Cell], policy: Policy | None, quick: bool = False) -> Iterator[tuple[str, Any]]:
         """What the worker says: ('begin', cell_id), ('row', row), or ('died', outcome) at last."""
-        pipe = self._start()
-        pipe.send((group, policy, quick))
+        pipe = self._ask((group, policy, quick))
         while True:
             if not pipe.poll(self._limit):
                 self._stop()
@@ -109,6 +108,17 @@ class Worker:
                 # The device's context may be broken for good, so the rest of the group goes to a fresh worker.
                 self._stop()
                 return
+
+    def _ask(self, what: tuple[list[Cell], Policy | None, bool]) -> Connection:
+        """Send to the worker; one that has died since its last answer, which nobody is to blame for, is replaced."""
+        pipe = self._start()
+        try:
+            pipe.send(what)
+        except OSError:
+            self._stop()
+            pipe = self._start()
+            pipe.send(what)
+        return pipe
 
     def _blame(self, cell: Cell, outcome: dict[str, str]) -> Row:
         from .evaluation import base_row

@@ -15,6 +15,7 @@ from planted import Planted, plant
 
 from cc1d_lab import build
 from cc1d_lab.case import Case
+from cc1d_lab.cell import Cell
 from cc1d_lab.errors import ConfigError
 from cc1d_lab.worker import Worker, _start_without_main
 
@@ -79,6 +80,18 @@ def test_a_kernel_that_does_not_compile_costs_its_own_rows(tmp_path: Path) -> No
     reason = next(r["reason"] for r in rows if r["status"] == "build_failed")
     assert "fwd_naive.hip:" in reason
     assert "error" in reason
+
+
+def test_a_worker_that_died_between_two_groups_is_replaced(tmp_path: Path) -> None:
+    """Of a heap that a kernel has damaged, or killed from outside, just as the next group is sent."""
+    cell = Cell("torch_conv1d", "cpu", Case(1, 4, 31))
+    with Worker(tmp_path) as worker:
+        assert worker._process is not None
+        worker._process.kill()
+        worker._process.join()
+        worker._process.is_alive = lambda: True  # type: ignore[method-assign]
+        (row,) = worker.evaluate([cell], None)
+    assert (row["status"], row["reason"]) == ("ok", None)
 
 
 def test_workers_that_start_side_by_side_leave_the_callers_main_in_place() -> None:
