@@ -42,7 +42,7 @@ def _line(names: tuple[str, ...], part: pd.DataFrame) -> dict[str, Any]:
         "toolchain": names[1],
         **{status: int((part["status"] == status).sum()) for status in ("ok", "wrong")},
         "failed": len(reasons),
-        "err/bound": _largest(ran["bound_ratio"]),
+        "err/bound": tables.worst_error(ran),
         "ulp rms (ok)": float(good["ulp_rms"].median()) if len(good) else None,
         **{kind: f"{sum(found)} of {len(found)}" for kind, found in kinds.items()},
     }
@@ -56,7 +56,7 @@ def by_variant(rows: pd.DataFrame) -> pd.DataFrame:
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for (backend, variant, toolchain), part in _groups(ran, "backend", "variant", "toolchain"):
         bad = sorted({s for s in part["status"] if s != "ok"})
-        worst = _largest(part["bound_ratio"])
+        worst = tables.worst_error(part)
         line = lines.setdefault((backend, variant), {"backend": backend, "variant": variant})
         line[toolchain] = " ".join([*bad, *([f"{worst:.2g}"] if worst is not None else [])])
     return pd.DataFrame(lines.values()).fillna("")
@@ -72,7 +72,9 @@ def chart(rows: pd.DataFrame) -> Figure:
         colour = plots.style(variant).color
         axes.scatter(list(worst.values()), [places[n] for n in worst], color=colour, label=variant, s=42, alpha=0.8)
     axes.axvline(1.0, color="#b00020", linewidth=1.2)
-    axes.set(xscale="log", xlabel="worst |error| / bound; right of the line is wrong")
+    lost = tables.not_finite(tables.kernels(rows))
+    note = f"; {lost} wrong cell{'s' if lost > 1 else ''} not drawn: no finite error" if lost else ""
+    axes.set(xscale="log", xlabel=f"worst |error| / bound; right of the line is wrong{note}")
     axes.set_yticks(list(places.values()), [": ".join(names) for names in places])
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
@@ -84,11 +86,6 @@ def _groups(rows: pd.DataFrame, *keys: str) -> list[tuple[tuple[str, ...], pd.Da
     ranks = {DEFAULT: ""} | {name: f"{i:03d}" for i, name in enumerate(variants.VARIANTS)}
     order = ["backend", "toolchain", "variant"]
     return tables.families(named.sort_values(order, key=lambda column: column.replace(ranks), kind="stable"), keys)
-
-
-def _largest(values: pd.Series[Any]) -> float | None:
-    known = values.dropna()
-    return float(known.max()) if len(known) else None
 
 
 # --- code objects for AMD -------------------------------------------------------------------------------

@@ -174,6 +174,16 @@ def frame(records: list[dict[str, Any]], columns: Iterable[str]) -> pd.DataFrame
     return pd.DataFrame(records, columns=list(columns))
 
 
+def not_finite(df: pd.DataFrame) -> int:
+    """How many rows have outputs outside the bound, and an error that is a NaN or infinite: null in a row."""
+    return int(((df["n_bad"].astype(float) > 0) & df["bound_ratio"].isna()).sum())
+
+
+def worst_error(df: pd.DataFrame) -> float | None:
+    """The largest error over its bound of all rows, infinite where one is not finite; None where none was compared."""
+    return math.inf if not_finite(df) else _worst(df["bound_ratio"])
+
+
 def _worst(values: pd.Series[Any]) -> float | None:
     numbers = values.dropna()
     return float(numbers.max()) if len(numbers) else None
@@ -213,7 +223,7 @@ def _summary_record(part: pd.DataFrame) -> dict[str, Any]:
         **{name: text(first[name]) for name in ("variant", "dtype", "layout")},
         **named,
         "failed": len(part) - sum(named.values()),
-        "bound_ratio": _worst(checked["bound_ratio"]),
+        "bound_ratio": worst_error(checked),
         "time_us": _median(fine["time_us_p50"]),
         "gbps": _median(fine["gbps"]),
         "pct_copy": None if emulated(part) else _median(fine["pct_copy"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,7 +102,12 @@ def test_tables_show_what_breaks(rows: pd.DataFrame) -> None:
     (line,) = (line for _, line in flags.by_variant(rows).iterrows())
     assert line["-ffast-math"].startswith("wrong ")
     assert float(line["default"]) < 1
+    nan = rows.assign(bound_ratio=rows["bound_ratio"].where(rows["status"] != "wrong"))  # as of an output that is NaN
+    assert flags.executed(nan).set_index("toolchain").loc["-ffast-math", "err/bound"] == math.inf
+    assert flags.by_variant(nan)["-ffast-math"].tolist() == ["wrong inf"]
+    assert "1 wrong cell not drawn" in flags.chart(nan).axes[0].get_xlabel()
     axes = flags.chart(rows).axes[0]
+    assert "not drawn" not in axes.get_xlabel()
     places = dict(zip([t.get_text() for t in axes.get_yticklabels()], axes.get_yticks(), strict=True))
     points = {y: x for x, y in axes.collections[0].get_offsets().tolist()}
     assert points[places["cpu: -ffast-math"]] > 1 > points[places["cpu: default"]]

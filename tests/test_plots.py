@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pandas as pd
@@ -186,6 +187,9 @@ def test_a_kernel_that_is_wrong_when_timed_is_named_as_such() -> None:
 def test_a_row_whose_error_is_no_number_does_not_pass_the_bound() -> None:
     rows = load_rows(FRAMES["wrong without a number"] + ONE)
     assert tables.checks(rows)["error_bound"].tolist() == ["1/2"]
+    assert tables.summary(rows)["bound_ratio"].tolist() == [math.inf]
+    assert tables.summary(load_rows(ONE))["bound_ratio"].iloc[0] < 1
+    assert tables.summary(load_rows(FRAMES["all crashed"]))["bound_ratio"].isna().all()
 
 
 def test_what_is_nearer_than_two_equal_members_is_a_tie() -> None:

@@ -69,8 +69,8 @@ def error(df: pd.DataFrame) -> Figure:
 
 
 def _not_finite_note(df: pd.DataFrame) -> list[str]:
-    """Wrong rows whose error is a NaN or infinite: they have no place on an axis."""
-    count = int(((df["status"] == "wrong") & df["bound_ratio"].isna()).sum())
+    """Rows whose error is a NaN or infinite: they have no place on an axis."""
+    count = tables.not_finite(df)
     return [f"not drawn: {count} wrong with an error that is not finite"] if count else []
 
 
