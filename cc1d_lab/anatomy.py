@@ -121,7 +121,7 @@ def occupancy_chart(found: Iterable[Inspection]) -> Figure:
     ]
     frame = pd.DataFrame(lines, columns=["arch", "variant", "share"])
     worst = frame.groupby(["arch", "variant"], sort=False)["share"].min().unstack()
-    figure, axes = _figure("Occupancy: waves that fit, % of the slots of a SIMD", (9.0, 3.6))
+    figure, axes = plots.single("Occupancy: waves that fit, % of the slots of a SIMD", (9.0, 3.6))
     worst.plot.bar(ax=axes, color=[plots.style(v).color for v in worst.columns], width=0.8, legend=False)
     axes.set(ylim=(0, 105), xlabel="", ylabel="% of wave slots")
     axes.tick_params(axis="x", rotation=0)
@@ -139,25 +139,13 @@ def mix_chart(found: Iterable[Inspection], arch: str) -> Figure:
     labels = [i.cell.variant if i.kernel.name == i.cell.variant else f"{i.cell.variant}: {i.kernel.name}" for i in mine]
     counts = pd.DataFrame([i.histogram() for i in mine], index=labels)[::-1]
     shares = counts.div(counts.sum(axis=1), axis=0) * 100
-    figure, axes = _figure(f"Instructions in the code, {arch}", (9.0, 1.4 + 0.34 * len(mine)))
+    figure, axes = plots.single(f"Instructions in the code, {arch}", (9.0, 1.4 + 0.34 * len(mine)))
     used = [name for name in CLASSES if counts[name].any()]
     colours = dict(zip(CLASSES, _COLOURS, strict=True))
     shares[used].plot.barh(ax=axes, stacked=True, color=[colours[n] for n in used], width=0.8, legend=False)
     axes.set(xlim=(0, 100), xlabel="% of instructions, as they stand in the code")
     figure.legend(loc="outside lower center", ncols=7, frameon=False, fontsize=9)
     return figure
-
-
-def _figure(title: str, size: tuple[float, float]) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    figure.set_label(title)
-    axes = figure.subplots()
-    axes.set_title(title, loc="left", fontsize=12, weight="bold")
-    axes.grid(color="#e3e3e3")
-    axes.set_axisbelow(True)
-    return figure, axes
 
 
 def inner_loops(found: Iterable[Inspection], arch: str, left: str, right: str) -> pd.DataFrame:

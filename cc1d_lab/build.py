@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -24,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import backends, code_object, variants
+from . import backends, code_object, files, variants
 from .case import Case
 from .cell import Cell
-from .errors import CacheError, CodeObjectError, CompileError, ConfigError
+from .errors import CacheError, CodeObjectError, CompileError, ConfigError, positive
 from .paths import kernels_dir
 from .variants import Variant
 
@@ -75,8 +76,8 @@ def build_cell(cell: Cell) -> Built:
 
 def build_all(cells: Iterable[Cell], jobs: int | None = None) -> Iterator[tuple[Cell, Built | Exception]]:
     """Build many cells in parallel, equal builds once; yields each as it is done. `jobs`: MAX_JOBS, else all cores."""
-    jobs = jobs or int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(jobs) as pool:
+    limit = jobs or positive("MAX_JOBS", os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(math.ceil(limit)) as pool:
         futures = {pool.submit(build_cell, c): c for c in _unique(cells)}
         for future in as_completed(futures):
             error = future.exception()
@@ -156,7 +157,7 @@ def _linked(libraries: list[str]) -> list[str]:
 
 def _digest(compiler: str, flags: list[str], source: Path, libraries: list[str]) -> str:
     # Headers count by their bytes, so that where the checkout lies does not matter.
-    fixed = sorted(f for f in flags if not f.startswith("-I"))
+    fixed = [f for f in flags if not f.startswith("-I")]  # in their order: the last of two that contradict wins
     identity = [compiler, backends.compiler_version(compiler), *fixed, *libraries, source.name, _tree_digest(source)]
     return hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
 
@@ -187,10 +188,7 @@ def _load_entry(entry: Path, digest: str) -> Built | None:
 def mark_passed(built: Built, what: str) -> None:
     """Leave the mark that this library passed its checks, with `what` was checked. It goes with the entry."""
     mark = {"sha256": hashlib.sha256(built.library.read_bytes()).hexdigest(), "checked": what}
-    descriptor, temporary = tempfile.mkstemp(prefix=".passed-", dir=built.library.parent)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(mark, file)
-    os.replace(temporary, built.library.with_name("passed.json"))
+    files.write(built.library.with_name("passed.json"), json.dumps(mark))
 
 
 def has_passed(built: Built) -> bool:

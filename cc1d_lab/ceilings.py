@@ -5,12 +5,13 @@ The record is `ceilings.json` in the cache: by device and class of size, the mos
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
 from pathlib import Path
 
-from . import build
+from . import build, files
+from .errors import StoreError
 
 SMALLEST_BYTES = 16 * 2**20  # below, the cost of a launch decides and not the memory
 SLOW_PCT = 90.0  # three healthy GPUs of one model agreed within 1.6 %; a slow fourth was at 65 to 87 %
@@ -43,15 +44,19 @@ def compare(device: str, moved: int, gbps: float) -> float | None:
 
 
 def _load(path: Path) -> dict[str, dict[str, float]]:
-    """The record; an empty one where there is none or it cannot be read: it must not stop a measurement."""
+    """The record, less what is no speed; an empty one where there is none. It must not stop a measurement."""
     try:
         found = json.loads(path.read_text())
-        return {str(device): {str(k): float(v) for k, v in known.items()} for device, known in found.items()}
+        return {str(device): _speeds(known) for device, known in found.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
+def _speeds(known: dict[str, float]) -> dict[str, float]:
+    return {str(k): float(v) for k, v in known.items() if 0 < float(v) < math.inf}
+
+
 def _store(path: Path, record: dict[str, dict[str, float]]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record, indent=1))
-    os.replace(temporary, path)
+    """Keep the record where that is possible: it must not stop a measurement either."""
+    with contextlib.suppress(StoreError):
+        files.write(path, json.dumps(record, indent=1))

@@ -8,6 +8,7 @@ A message names the argument, the value seen and the remedy.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -113,3 +114,14 @@ def nearest(value: str, names: Iterable[str]) -> str:
     """' (did you mean ...?)' for the closest of `names`, or nothing."""
     close = difflib.get_close_matches(value, list(names), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def positive(name: str, value: str | float) -> float:
+    """The number that `value` is; ConfigError unless it is finite and above 0."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise ConfigError(f"{name}: {value!r} must be a number above 0")
+    return number

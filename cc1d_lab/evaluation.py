@@ -388,7 +388,10 @@ def _nan_stays(case: Case, candidate: _Candidate, inputs: Inputs) -> bool:
 
 
 def _special_values(case: Case, device: str, candidate: _Candidate) -> dict[str, bool]:
-    return special.findings(case, device, lambda small, inputs: _run(small, candidate.launcher, inputs)[0])
+    def run(small: Case, inputs: Inputs) -> Outputs:
+        return _run(small, candidate.launcher, copy_inputs(small, inputs))[0]
+
+    return special.findings(case, device, run)
 
 
 def _nan_places(t: torch.Tensor) -> torch.Tensor:

@@ -35,14 +35,14 @@ def _line(names: tuple[str, ...], part: pd.DataFrame) -> dict[str, Any]:
     ran = part[part["status"].isin(("ok", "wrong"))]
     good = ran[ran["status"] == "ok"]
     kinds = {kind: [v[kind] for v in ran["special_values"] if isinstance(v, dict)] for kind in special.KINDS}
-    kinds["nan"] = [tables.yes(v) for v in ran["nan_stays"]]
+    kinds["nan"] = [tables.yes(v) for v in ran["nan_stays"] if tables.known(v)]
     reasons = part[~part["status"].isin(("ok", "wrong", "unsupported"))]
     return {
         "backend": names[0],
         "toolchain": names[1],
         **{status: int((part["status"] == status).sum()) for status in ("ok", "wrong")},
         "failed": len(reasons),
-        "err/bound": _largest(ran["bound_ratio"]),
+        "err/bound": tables.worst_error(ran),
         "ulp rms (ok)": float(good["ulp_rms"].median()) if len(good) else None,
         **{kind: f"{sum(found)} of {len(found)}" for kind, found in kinds.items()},
     }
@@ -56,7 +56,7 @@ def by_variant(rows: pd.DataFrame) -> pd.DataFrame:
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for (backend, variant, toolchain), part in _groups(ran, "backend", "variant", "toolchain"):
         bad = sorted({s for s in part["status"] if s != "ok"})
-        worst = _largest(part["bound_ratio"])
+        worst = tables.worst_error(part)
         line = lines.setdefault((backend, variant), {"backend": backend, "variant": variant})
         line[toolchain] = " ".join([*bad, *([f"{worst:.2g}"] if worst is not None else [])])
     return pd.DataFrame(lines.values()).fillna("")
@@ -64,24 +64,18 @@ def by_variant(rows: pd.DataFrame) -> pd.DataFrame:
 
 def chart(rows: pd.DataFrame) -> Figure:
     """The worst error of each variant as a share of its bound, by backend and toolchain; right of 1 is wrong."""
-    from matplotlib.figure import Figure
-
     mine = tables.kernels(rows[rows["bound_ratio"].notna()])
     places = {names: -i for i, (names, _) in enumerate(_groups(mine, "backend", "toolchain"))}
-    title = "Worst error by compiler and flags"
-    figure = Figure(figsize=(9.0, 1.6 + 0.4 * len(places)), layout="constrained", facecolor="white")
-    figure.set_label(title)
-    axes = figure.subplots()
+    figure, axes = plots.single("Worst error by compiler and flags", (9.0, 1.6 + 0.4 * len(places)))
     for (variant,), part in _groups(mine, "variant"):
         worst = {names: float(c["bound_ratio"].max()) for names, c in _groups(part, "backend", "toolchain")}
         colour = plots.style(variant).color
         axes.scatter(list(worst.values()), [places[n] for n in worst], color=colour, label=variant, s=42, alpha=0.8)
     axes.axvline(1.0, color="#b00020", linewidth=1.2)
-    axes.set(xscale="log", xlabel="worst |error| / bound; right of the line is wrong")
+    lost = tables.not_finite(tables.kernels(rows))
+    note = f"; {lost} wrong cell{'s' if lost > 1 else ''} not drawn: no finite error" if lost else ""
+    axes.set(xscale="log", xlabel=f"worst |error| / bound; right of the line is wrong{note}")
     axes.set_yticks(list(places.values()), [": ".join(names) for names in places])
-    axes.set_title(title, loc="left", fontsize=12, weight="bold")
-    axes.grid(color="#e3e3e3")
-    axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
@@ -92,11 +86,6 @@ def _groups(rows: pd.DataFrame, *keys: str) -> list[tuple[tuple[str, ...], pd.Da
     ranks = {DEFAULT: ""} | {name: f"{i:03d}" for i, name in enumerate(variants.VARIANTS)}
     order = ["backend", "toolchain", "variant"]
     return tables.families(named.sort_values(order, key=lambda column: column.replace(ranks), kind="stable"), keys)
-
-
-def _largest(values: pd.Series[Any]) -> float | None:
-    known = values.dropna()
-    return float(known.max()) if len(known) else None
 
 
 # --- code objects for AMD -------------------------------------------------------------------------------
@@ -124,7 +113,7 @@ def code_objects(
 
     `matrix` counts matrix instructions; `fp32 subnormals`, `fp16 subnormals` are what the kernel descriptors start with
     (kept; or inputs, outputs, both: those that are flushed); `instructions` their number, and `of the first` as a share
-    of what the first toolchain of that arch made. `failed` has the compiler's first error.
+    of what the first toolchain of that arch made, where both built all. `failed` has the compiler's first error.
     """
     import pandas as pd
 
@@ -139,8 +128,9 @@ def code_objects(
     for (arch, toolchain), each in cells.items():
         found = [(cell, outcomes[build.build_key(cell)]) for cell in each]
         stated = _stated(found)
-        usual = first.setdefault(arch, stated["instructions"])
-        share = f"{100 * stated['instructions'] / usual:.0f} %" if usual else ""
+        count = stated["instructions"] if stated["built"] == f"{len(each)} of {len(each)}" else 0
+        usual = first.setdefault(arch, count)
+        share = f"{100 * count / usual:.0f} %" if count and usual else ""
         lines.append({"arch": arch, "toolchain": toolchain or DEFAULT, **stated, "of the first": share})
     return pd.DataFrame(lines)
 

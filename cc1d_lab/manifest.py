@@ -14,9 +14,7 @@ import ctypes
 import dataclasses
 import hashlib
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import Any
 
 import torch
 
-from . import backends, build, code_object, kernel, reference, variants
+from . import backends, build, code_object, files, kernel, reference, variants
 from .build import Built
 from .case import Case
 from .cell import Cell
@@ -107,19 +105,10 @@ def write(cell: Cell, built: Built) -> Path:
     code = code_object.extract(elf, arch)
     if code != elf.read_bytes():
         elf = built.library.with_name(f"kernel-{arch}.co")
-        _replace(elf, code)
+        files.write(elf, code)
     found = describe(dataclasses.replace(cell, arch=arch), elf)
     path = elf.with_name(f"launches-{cell.case.shape()}-{cell.cell_id}.json")
-    _replace(path, (json.dumps(found, indent=1) + "\n").encode())
-    return path
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Nobody finds half of a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    os.replace(name, path)
+    return files.write(path, json.dumps(found, indent=1) + "\n")
 
 
 def describe(cell: Cell, elf: Path) -> dict[str, Any]:

@@ -23,8 +23,6 @@ def matrix_work(df: pd.DataFrame) -> pd.DataFrame:
     matrix that im2col writes to device memory, `workspace_mb` all that the stages keep there between them, `moved_mb`
     the fewest bytes that the case must move.
     """
-    import pandas as pd
-
     ours = tables.kernels(df)
     records = [
         _record(row)
@@ -32,7 +30,7 @@ def matrix_work(df: pd.DataFrame) -> pd.DataFrame:
         for _, row in part.iterrows()
         if row["status"] != "unsupported"
     ]
-    return pd.DataFrame(records, columns=list(COLUMNS))
+    return tables.frame(records, COLUMNS)
 
 
 def _record(row: Any) -> dict[str, Any]:

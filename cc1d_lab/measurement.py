@@ -47,7 +47,7 @@ def time_group(first: Cell, ready: Mapping[str, Ready], policy: Policy | None) -
     policy = policy or timing.POLICIES["cpu" if device == "cpu" else "gpu"]
     sets = _input_sets(case, device, policy)
     members = {cell_id: [found.launcher(i, o) for i, o in sets] for cell_id, found in ready.items()}
-    stages = {cell_id: _stages(launches[0]) for cell_id, launches in members.items()}
+    stages = {cell_id: _stages(launches) for cell_id, launches in members.items()}
     copies = [] if device == "cpu" else _copies(first, len(sets), device)
     ceiling = _ceilings(first, copies) if copies else {}
     faults = _Faults(ready, members, Recheck(case, sets), copies)
@@ -115,11 +115,11 @@ def _input_sets(case: Case, device: str, policy: Policy) -> list[tuple[Inputs, O
     return [(copy_inputs(case, inputs), reference.make_outputs(case, inputs)[0]) for _ in range(wanted)]
 
 
-def _stages(launch: Launch) -> dict[str, list[Launch]]:
-    """The stages of a kernel as launches of their own; none for a single stage."""
-    if not isinstance(launch, kernel.Bound) or len(launch.kernel.stages) == 1:
-        return {}
-    return {name: [launch.stage(i)] for i, name in enumerate(launch.kernel.stages)}
+def _stages(launches: list[Launch]) -> dict[str, list[Launch]]:
+    """The stages of a kernel as members of their own, over the same buffers; none for a single stage."""
+    bound = [launch for launch in launches if isinstance(launch, kernel.Bound)]
+    names = bound[0].kernel.stages if bound else ()
+    return {name: [one.stage(i) for one in bound] for i, name in enumerate(names)} if len(names) > 1 else {}
 
 
 def ceiling_case(case: Case) -> Case:

@@ -12,11 +12,28 @@ from . import backends, build
 from .errors import Cc1dError
 from .paths import checkout
 
-HONOURED = (
-    *("CXX", "MAX_JOBS", "HIP_PATH", "ROCM_PATH", "GPU_ARCH", "PYTORCH_ROCM_ARCH", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST"),
-    *("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "XDG_CACHE_HOME", "NO_COLOR", "CI"),
-    *("CC1D_CACHE", "CC1D_KERNELS", "CC1D_TIME_LIMIT"),
-)
+# Every variable that is honoured, and what holds when it is not set.
+HONOURED = {
+    "CXX": "g++, else clang++: compiler of the cpu backend",
+    "MAX_JOBS": "compilers at once: one per core",
+    "HIP_PATH": "where hipcc is: searched in PATH and /opt/rocm",
+    "ROCM_PATH": "the same, looked at first",
+    "GPU_ARCH": "arch to build for: that of the device, else gfx942",
+    "PYTORCH_ROCM_ARCH": "the same, where GPU_ARCH is not set",
+    "CUDA_HOME": "where nvcc is: searched in PATH and /usr/local/cuda",
+    "TORCH_CUDA_ARCH_LIST": "arch to build for, its first entry: that of the device, else sm_90",
+    "ROCR_VISIBLE_DEVICES": "devices that may be used: all",
+    "HIP_VISIBLE_DEVICES": "devices that may be used: all",
+    "CUDA_VISIBLE_DEVICES": "devices that may be used: all",
+    "XDG_CACHE_HOME": "parent of the build cache: ~/.cache",
+    "CC1D_CACHE": "the build cache itself: cc1d_lab below XDG_CACHE_HOME",
+    "CC1D_KERNELS": "folder of the .hip files: the one that comes with the package",
+    "CC1D_TIME_LIMIT": "seconds that a step (check, time) of a cell may take: 120",
+    "CC1D_TABLE": "what `cc1d tune` found and `auto` takes: auto.json in the cache",
+    "CC1D_UNCHECKED": "set, operators load a kernel untried: it is first tried in a process of its own",
+    "NO_COLOR": "no colours: colours on a terminal",
+    "CI": "runs in continuous integration: no",
+}
 PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "seaborn", "papermill", "nbconvert", "jupyterlab", "pydantic")
 
 

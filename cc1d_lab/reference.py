@@ -277,7 +277,7 @@ def all_errors(case: Case, outputs: Outputs, truths: Mapping[str, Oracle]) -> di
     kept = ("max_abs_err", "bound_ratio", "n_bad", "n_outside_tolerance")
     return {
         **{k: v for k, v in main.items() if k != "n_outside_tolerance"},
-        **{k: max(e[k] for e in each.values()) for k in worst},
+        **{k: max((e[k] for e in each.values()), key=lambda v: (math.isnan(v), v)) for k in worst},  # a NaN is worst
         "n_bad": sum(e["n_bad"] for e in each.values()),
         "first_bad": first,
         "field_tolerance": not any(e["n_outside_tolerance"] for e in each.values()),

@@ -38,7 +38,7 @@ COLUMNS: dict[str, str] = {
     "caveat": "what a user who swaps the variant in should know",
     "status": "ok, wrong, unsupported, build_failed, launch_failed, crashed or timeout",
     "reason": "why the status is not ok",
-    "log": "path of the log, relative to the run",
+    "log": "path of the log, relative to the run where there is one",
     "max_abs_err": "largest |out - oracle|, over all outputs",
     "max_rel_err": "largest |out - oracle| / |oracle|, where the oracle is not 0",
     "bound_ratio": "largest |out - oracle| / bound; above 1 is wrong",
@@ -110,20 +110,22 @@ def new_row(**values: Any) -> Row:
     unknown = set(values) - set(COLUMNS)
     if unknown:
         raise KeyError(f"not a column: {', '.join(sorted(unknown))}")
-    return {name: _plain(values.get(name)) for name in COLUMNS}
+    return {name: plain(values.get(name)) for name in COLUMNS}
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity; a number that is not finite was not measured."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def plain(value: Any) -> Any:
+    """A value as JSON has it, without NaN and infinity: a number that is not finite was not measured."""
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def believable(row: Row) -> bool:
-    """Whether a row has a time that something may be chosen for: not faster than a copy, nor than an empty launch."""
+    """Whether a row has a time that something may be chosen for: not faster than a copy, nor than an empty launch,
+    and not of a toolchain of its own, since what is chosen is compiled with the backend's.
+    """
     impossible = {"above_ceiling", "below_launch"} & set(row["flags"] or ())
-    return row["status"] == "ok" and bool(row["time_us_p50"]) and not impossible
+    return row["status"] == "ok" and bool(row["time_us_p50"]) and not (impossible or row.get("toolchain"))
 
 
 def append(path: Path, row: Row) -> None:
@@ -153,11 +155,13 @@ def cut_torn_line(path: Path) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """All whole rows of a file. A torn last line, left by a killed writer, is skipped."""
+    """All whole rows of a file, with every column. A torn last line, left by a killed writer, is skipped."""
     try:
         text = path.read_text()
     except OSError as e:
         raise StoreError(f"{path}: cannot be read: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise StoreError(f"{path}: not text: {e}") from e
     return list(_parse(path, text.splitlines(keepends=True)))
 
 
@@ -172,7 +176,7 @@ def _parse(path: Path, lines: list[str]) -> Iterator[Row]:
             raise StoreError(f"{path}:{number}: not a row: {line[:60]!r}") from e
         if version != SCHEMA_VERSION:
             raise StoreError(f"{path}:{number}: schema version {version}, this package reads {SCHEMA_VERSION}")
-        yield row
+        yield dict.fromkeys(COLUMNS) | row
 
 
 def load_rows(source: str | Path | Iterable[Row]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import backends, build, results, variants
+from . import backends, build, files, results, variants
 from .cell import Cell
 from .errors import StoreError
 from .evaluation import failed_row, needed_builds
@@ -189,9 +189,4 @@ def _now() -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=1, default=str))
-        os.replace(temporary, path)
-    except OSError as e:
-        raise StoreError(f"{path}: cannot be written: {e.strerror}") from e
+    files.write(path, json.dumps(value, indent=1, default=str))

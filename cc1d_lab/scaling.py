@@ -25,8 +25,11 @@ AXES = ("batch", "dim", "seqlen", "width")
 ALIGNED = 256  # a dim or seqlen that this divides is not awkward
 NEAR = 0.05  # an aligned neighbour is at most so far away
 CLIFF_PCT = 15.0  # a row that is more than this below its neighbour is flagged
-_FAMILY = ("backend", "arch", "device", "variant", "tunables", "op", "dtype", "weight_dtype", "layout")
-_SAME = ("bias", "activation", "states", "seq_idx", "seed")
+_FAMILY = (
+    *("backend", "arch", "device", "variant", "tunables", "toolchain"),
+    *("op", "dtype", "weight_dtype", "layout", "cache_state"),
+)
+_SAME = ("bias", "activation", "state_len", "states", "seq_idx", "seed")
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,11 @@ def timed(df: pd.DataFrame) -> pd.DataFrame:
 def aligned(row: Any) -> bool:
     """Whether the sizes of a row are convenient: dim and seqlen multiples of ALIGNED or powers of two, x contiguous."""
     convenient = all(row[name] % ALIGNED == 0 or (row[name] & (row[name] - 1)) == 0 for name in ("dim", "seqlen"))
-    return convenient and tables.text(row["view"]) in ("", "contiguous")
+    return convenient and not row["row_stride"] and tables.text(row["view"]) in ("", "contiguous")
 
 
 def families(df: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame]]:
-    """Aligned timed rows by device, variant, tunables, dtype and layout: what one line is fitted to."""
+    """Aligned timed rows by device, variant and build, dtype, layout and cache: what one line is fitted to."""
     found = timed(df)
     found = found[[aligned(row) for _, row in found.iterrows()]] if len(found) else found
     return [(dict(zip(_FAMILY, key, strict=True)), part) for key, part in tables.families(found, _FAMILY)]
@@ -113,7 +116,7 @@ def fits(df: pd.DataFrame) -> pd.DataFrame:
             if len(mine):
                 named = {name: key[name] for name in ("variant", "dtype", "layout")}
                 records.append({**named, "axis": axis, **_fit_record(mine, line_of(mine), whole)})
-    return _on_one_device(_frame(records, (*columns, "residual_pct", "residual_from_all_pct", "device")))
+    return _on_one_device(tables.frame(records, (*columns, "residual_pct", "residual_from_all_pct", "device")))
 
 
 def _fit_record(part: pd.DataFrame, line: Line | None, whole: Line | None) -> dict[str, Any]:
@@ -145,7 +148,9 @@ def residuals(df: pd.DataFrame) -> pd.DataFrame:
             expected = part["bytes"].astype(float).map(line.at)
             off = 100 * (part["time_us_p50"].astype(float) - expected) / expected
             parts.append(part.assign(expected_us=expected, residual_pct=off))
-    return pd.concat(parts, ignore_index=True) if parts else _frame([], (*df.columns, "expected_us", "residual_pct"))
+    return (
+        pd.concat(parts, ignore_index=True) if parts else tables.frame([], (*df.columns, "expected_us", "residual_pct"))
+    )
 
 
 # --- cliffs ---------------------------------------------------------------------------------------
@@ -165,7 +170,7 @@ def cliffs(df: pd.DataFrame) -> pd.DataFrame:
         if not aligned(row) and (neighbour := _neighbour(row, part)) is not None
     ]
     columns = ("awkward", "variant", "dtype", "layout", "shape", "neighbour", "gbps", "neighbour_gbps", "below_pct")
-    return _frame(records, (*columns, "spread_pct", "cliff", "backend", "device"))
+    return tables.frame(records, (*columns, "spread_pct", "cliff", "backend", "device"))
 
 
 def worst_first(df: pd.DataFrame) -> pd.DataFrame:
@@ -236,9 +241,3 @@ def sentences(df: pd.DataFrame) -> list[str]:
         names = ", ".join(dict.fromkeys(mine["awkward"]))
         said.append(f"{variant}: {len(mine)}, at {names}; at most {mine['below_pct'].max():.0f} % below.")
     return said + ([f"{tables.CPU_BANNER}."] if tables.emulated(df) else [])
-
-
-def _frame(records: list[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(records, columns=list(columns))

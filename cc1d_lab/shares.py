@@ -69,7 +69,7 @@ def shares(df: pd.DataFrame) -> pd.DataFrame:
     for configuration, part in cases(tables.ok(df)):
         for _, row in part.iterrows():
             records.append({"configuration": configuration, "program": name(row), **_shares_of(row)})
-    return _frame(records, columns)
+    return tables.frame(records, columns)
 
 
 def _shares_of(row: Any) -> dict[str, float]:
@@ -94,7 +94,7 @@ def gains(df: pd.DataFrame) -> pd.DataFrame:
             first = start.iloc[0] if len(start) else None
             records += [{"configuration": configuration, **_gain(row, first)} for _, row in same.iterrows()]
     columns = ("configuration", "program", "time_ms", "times_faster", "clearly", "status", "what_it_does")
-    return _frame(records, columns)
+    return tables.frame(records, columns)
 
 
 def _gain(row: Any, naive: Any) -> dict[str, Any]:
@@ -110,12 +110,6 @@ def _gain(row: Any, naive: Any) -> dict[str, Any]:
         "status": row["status"] if timed else f"{row['status']}: {tables.text(row['reason'])}",
         "what_it_does": "; ".join(PROPOSALS[p] for p in proposals(row["program"])) or "S2's program as it stands",
     }
-
-
-def _frame(records: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(records, columns=list(columns))
 
 
 def sentences(df: pd.DataFrame) -> list[str]:

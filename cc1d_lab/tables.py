@@ -167,10 +167,21 @@ def _reading_order(row: Any) -> tuple[Any, ...]:
     return (text(row["backend"]), text(row["layout"]), dtype, text(row["label"]), *sizes, configuration(row))
 
 
-def _frame(records: list[dict[str, Any]], columns: Iterable[str]) -> pd.DataFrame:
+def frame(records: list[dict[str, Any]], columns: Iterable[str]) -> pd.DataFrame:
+    """A table of records with these columns, in this order, also when there are none."""
     import pandas as pd
 
     return pd.DataFrame(records, columns=list(columns))
+
+
+def not_finite(df: pd.DataFrame) -> int:
+    """How many rows have outputs outside the bound, and an error that is a NaN or infinite: null in a row."""
+    return int(((df["n_bad"].astype(float) > 0) & df["bound_ratio"].isna()).sum())
+
+
+def worst_error(df: pd.DataFrame) -> float | None:
+    """The largest error over its bound of all rows, infinite where one is not finite; None where none was compared."""
+    return math.inf if not_finite(df) else _worst(df["bound_ratio"])
 
 
 def _worst(values: pd.Series[Any]) -> float | None:
@@ -199,7 +210,7 @@ def summary(df: pd.DataFrame) -> pd.DataFrame:
     columns = ["device", "variant", "dtype", "layout", "ok", "wrong", "unsupported", "failed"]
     columns += ["bound_ratio", "time_us", "gbps", "pct_copy"]
     records = [_summary_record(part) for _, part in families(df, (*_PLACE, "variant", "dtype", "layout"))]
-    table = _frame(records, columns)
+    table = frame(records, columns)
     return _sorted(table, "device", "variant", "dtype", "layout")
 
 
@@ -212,7 +223,7 @@ def _summary_record(part: pd.DataFrame) -> dict[str, Any]:
         **{name: text(first[name]) for name in ("variant", "dtype", "layout")},
         **named,
         "failed": len(part) - sum(named.values()),
-        "bound_ratio": _worst(checked["bound_ratio"]),
+        "bound_ratio": worst_error(checked),
         "time_us": _median(fine["time_us_p50"]),
         "gbps": _median(fine["gbps"]),
         "pct_copy": None if emulated(part) else _median(fine["pct_copy"]),
@@ -234,15 +245,15 @@ def reasons(df: pd.DataFrame) -> pd.DataFrame:
         for (status, reason), part in groups
     ]
     records.sort(key=lambda r: (SEVERITY.index(str(r["status"])) if r["status"] in SEVERITY else -1, -int(r["cells"])))
-    return _frame(records, ("status", "cells", "variants", "reason", "log"))
+    return frame(records, ("status", "cells", "variants", "reason", "log"))
 
 
 def wrong(df: pd.DataFrame) -> pd.DataFrame:
-    """The rows of kernels that are wrong: by how much, how many outputs, where first, and which probes failed."""
+    """Kernels and programs that are wrong: by how much, how many outputs, where first, and which probes failed."""
     records = [
         {
             "variant": text(row["variant"]),
-            "configuration": " ".join(p for p in (configuration(row), knobs(row)) if p),
+            "configuration": " ".join(p for p in (configuration(row), knobs(row), text(row["program"])) if p),
             "device": device_name(row),
             "bound_ratio": row["bound_ratio"],
             "max_abs_err": row["max_abs_err"],
@@ -251,10 +262,10 @@ def wrong(df: pd.DataFrame) -> pd.DataFrame:
             "probes_failed": ", ".join(name for name in PROBES if known(row[name]) and not yes(row[name])),
             "reason": text(row["reason"]),
         }
-        for _, row in kernels(df[df["status"] == "wrong"]).iterrows()
+        for _, row in ours(df[df["status"] == "wrong"]).iterrows()
     ]
     columns = ("variant", "configuration", "device", "bound_ratio", "max_abs_err", "n_bad", "first_bad")
-    return _frame(records, (*columns, "probes_failed", "reason"))
+    return frame(records, (*columns, "probes_failed", "reason"))
 
 
 PROBES = ("integer_probe", "causality", "gaps_untouched", "repeatable", "timed_result")
@@ -273,12 +284,12 @@ def checks(df: pd.DataFrame) -> pd.DataFrame:
                 "variant": variant,
                 "dtype": dtype,
                 "checked": len(part),
-                "error_bound": _passed(part["bound_ratio"], lambda v: v <= 1.0),
+                "error_bound": _passed(part["n_bad"], lambda n: n == 0),
                 **{probe: _passed(part[probe], bool) for probe in (*PROBES, "nan_stays")},
-                "verdict": "reference" if kernels(part).empty else "wrong" if "wrong" in set(part["status"]) else "ok",
+                "verdict": "reference" if ours(part).empty else "wrong" if "wrong" in set(part["status"]) else "ok",
             }
         )
-    return _sorted(_frame(records, ("variant", "dtype", "checked", "error_bound", *PROBES, "nan_stays", "verdict")))
+    return _sorted(frame(records, ("variant", "dtype", "checked", "error_bound", *PROBES, "nan_stays", "verdict")))
 
 
 def _passed(values: pd.Series[Any], passes: Callable[[Any], bool]) -> str:
@@ -310,7 +321,7 @@ def ulp_statistics(df: pd.DataFrame) -> pd.DataFrame:
             record |= {f"{name} {side}": _typical(name, part[prefix + name]) for name in ours}
         records.append(record)
     columns = [f"{name} {side}" for side in ("ours", "F.conv1d") for name in ours]
-    return _sorted(_frame(records, ("variant", "dtype", "cells", *columns)))
+    return _sorted(frame(records, ("variant", "dtype", "cells", *columns)))
 
 
 def _typical(name: str, values: pd.Series[Any]) -> float | None:
@@ -337,7 +348,7 @@ def tolerance_verdicts(df: pd.DataFrame) -> pd.DataFrame:
             }
         )
     columns = ("ok here, passes there", "ok here, fails there", "wrong here, fails there", "missed")
-    return _sorted(_frame(records, ("variant", "dtype", *columns)))
+    return _sorted(frame(records, ("variant", "dtype", *columns)))
 
 
 def speedup_table(df: pd.DataFrame) -> pd.DataFrame:
@@ -355,7 +366,7 @@ def speedup_table(df: pd.DataFrame) -> pd.DataFrame:
         for variant in order(ours["variant"]):
             rows = ours[ours["variant"] == variant]
             records += [_speedup_record(row, torch_us) for _, row in rows.iterrows() if row["status"] != "unsupported"]
-    return _frame(records, columns)
+    return frame(records, columns)
 
 
 def _speedup_record(row: Any, torch_us: float | None) -> dict[str, Any]:
@@ -394,7 +405,7 @@ def ratios(df: pd.DataFrame) -> pd.DataFrame:
                     "flags": ", ".join(flags(row)),
                 }
             )
-    return _frame(records, ("configuration", "variant", "time_us_p50", "pct_copy", *names, "noise_pct", "flags"))
+    return frame(records, ("configuration", "variant", "time_us_p50", "pct_copy", *names, "noise_pct", "flags"))
 
 
 def gradient_accuracy(df: pd.DataFrame) -> pd.DataFrame:
@@ -407,7 +418,7 @@ def gradient_accuracy(df: pd.DataFrame) -> pd.DataFrame:
         for name, errors in (row["output_errors"] or {}).items():
             found = (errors["max_abs_err"], errors["n_bad"], errors["n_outside_tolerance"], row["status"])
             records.append(dict(zip(columns, (configuration(row), row["variant"], name, *found), strict=True)))
-    return _frame(records, columns)
+    return frame(records, columns)
 
 
 def gradient_speed(df: pd.DataFrame) -> pd.DataFrame:
@@ -419,7 +430,7 @@ def gradient_speed(df: pd.DataFrame) -> pd.DataFrame:
             times = (row["time_us_mean"] / 1e3, min(row["samples_us"]) / 1e3, row["gbps"], row["pct_copy"])
             names = (configuration(row), text(row["variant"]), text(row["backend"]))
             records.append(dict(zip(columns, (*names, *times), strict=True)))
-    return _frame(records, columns)
+    return frame(records, columns)
 
 
 def _backward(df: pd.DataFrame) -> list[Any]:
@@ -433,17 +444,18 @@ def fastest(df: pd.DataFrame) -> pd.DataFrame:
 
     A case counts when at least two kernels are ok and not flagged; it is a tie when the 20-80 percentile ranges
     of the first two overlap, or they are nearer to each other than two equal members of the group were.
+    Rows of a toolchain of their own take no part.
     """
     ranked = kernels(ok(df[df["backend"] != "cpu"]))
     ranked = ranked[ranked["time_us_p50"].notna()]
     if len(ranked):
-        ranked = ranked[[not flags(row) for _, row in ranked.iterrows()]]
+        ranked = ranked[[not flags(row) and not text(row["toolchain"]) for _, row in ranked.iterrows()]]
     records = []
     for _, part in families(ranked, (*_PLACE, "dtype", "layout")):
         winners = [w for _, case in by_case(part) if (w := _winner(case))]
         if winners:
             records.append(_fastest_record(part, winners))
-    return _frame(records, ("device", "dtype", "layout", "variant", "wins", "ties", "cases", "pct_copy"))
+    return frame(records, ("device", "dtype", "layout", "variant", "wins", "ties", "cases", "pct_copy"))
 
 
 def _winner(case: pd.DataFrame) -> str:

@@ -12,9 +12,11 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
+import threading
 import types
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from .cell import Cell
-from .errors import WorkerError
+from .errors import WorkerError, positive
 from .results import Row
 from .timing import Policy
 
@@ -32,16 +34,22 @@ PR_SET_PDEATHSIG = 1
 
 
 class Worker:
-    """Evaluates groups in a child process, replaced whenever it breaks. A context manager."""
+    """Evaluates groups in a child process, replaced whenever it breaks. A context manager.
+
+    `logs`: where what kernels print goes. Without it, it stays only when a kernel has broken the process.
+    """
 
     def __init__(self, logs: Path | None = None, time_limit_s: float | None = None) -> None:
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["cc1d_lab.evaluation"])
+        given = os.environ.get("CC1D_TIME_LIMIT") or TIME_LIMIT_S
+        self._limit = time_limit_s or positive("CC1D_TIME_LIMIT", given)
         self._logs = logs or Path(tempfile.mkdtemp(prefix="cc1d-logs-"))
-        self._limit = time_limit_s or float(os.environ.get("CC1D_TIME_LIMIT") or TIME_LIMIT_S)
+        self._temporary = logs is None
         self._process: ForkServerProcess | None = None
         self._pipe: Connection | None = None
         self._number = 0
+        self._blamed = False
 
     def __enter__(self) -> Worker:
         list(self._conversation([], None))  # until it answers, so that its start is in nobody's time
@@ -49,6 +57,8 @@ class Worker:
 
     def __exit__(self, *exception: object) -> None:
         self._stop()
+        if self._temporary and not self._blamed:
+            shutil.rmtree(self._logs, ignore_errors=True)
 
     def evaluate(self, cells: list[Cell], policy: Policy | None) -> Iterator[Row]:
         """Rows of a group, in the order in which they are known; every cell gets one, whatever its kernel does."""
@@ -80,8 +90,7 @@ class Worker:
 
     def _conversation(self, group: list[Cell], policy: Policy | None, quick: bool = False) -> Iterator[tuple[str, Any]]:
         """What the worker says: ('begin', cell_id), ('row', row), or ('died', outcome) at last."""
-        pipe = self._start()
-        pipe.send((group, policy, quick))
+        pipe = self._ask((group, policy, quick))
         while True:
             if not pipe.poll(self._limit):
                 self._stop()
@@ -100,10 +109,23 @@ class Worker:
                 self._stop()
                 return
 
+    def _ask(self, what: tuple[list[Cell], Policy | None, bool]) -> Connection:
+        """Send to the worker; one that has died since its last answer, which nobody is to blame for, is replaced."""
+        pipe = self._start()
+        try:
+            pipe.send(what)
+        except OSError:
+            self._stop()
+            pipe = self._start()
+            pipe.send(what)
+        return pipe
+
     def _blame(self, cell: Cell, outcome: dict[str, str]) -> Row:
         from .evaluation import base_row
 
-        return base_row(cell, log=f"{self._logs.name}/{self._log.name}", **outcome)
+        self._blamed = True
+        log = self._log if self._temporary else self._log.relative_to(self._logs.parent)
+        return base_row(cell, log=str(log), **outcome)
 
     @property
     def _log(self) -> Path:
@@ -150,13 +172,17 @@ class Worker:
         self._process = self._pipe = None
 
 
+_main_is_hidden = threading.Lock()  # operators may be called for the first time in several threads
+
+
 def _start_without_main(process: ForkServerProcess) -> None:
     """Start a process that does not import the caller's script again: it need not have been written for that."""
-    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
-    try:
-        process.start()
-    finally:
-        sys.modules["__main__"] = main
+    with _main_is_hidden:
+        main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+        try:
+            process.start()
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _serve(pipe: Connection, log: str, environment: dict[str, str]) -> None:

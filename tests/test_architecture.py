@@ -21,7 +21,7 @@ from cc1d_lab.variants import VARIANTS
 
 # Lowest first. A module imports from its own floor and those below; on one floor, in no circle.
 FLOORS = (
-    ("code_object", "errors", "paths", "progress"),
+    ("code_object", "errors", "files", "paths", "progress"),
     ("case", "programs", "rocm", "strict_yaml"),
     ("results", "timing", "sensors", "triton_kernels", "backends", "variants", "cell", "occupancy"),
     ("build", "oracle", "reference", "tables"),

@@ -61,6 +61,15 @@ def test_what_is_compiled_in_changes_the_digest(other: dict[str, str]) -> None:
     assert _build().digest != _build(Case(**other)).digest
 
 
+def test_the_order_of_flags_changes_the_digest() -> None:
+    """The last of two that contradict each other wins."""
+    on, off = "-ffast-math", "-fno-fast-math"
+    built = [
+        build.build_cell(Cell("fwd_naive", "cpu", Case(), toolchain=f"{a} {b}")) for a, b in ((on, off), (off, on))
+    ]
+    assert built[0].digest != built[1].digest
+
+
 def test_sizes_and_seed_do_not_change_the_digest() -> None:
     assert _build(Case(batch=7, dim=3, seqlen=11, seed=5, bias=False, view="misaligned")).digest == _build().digest
 

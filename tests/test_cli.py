@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,10 @@ from click.testing import CliRunner, Result
 from rows import make_row, make_run, spoil
 
 import cc1d_lab
-from cc1d_lab import backends, build, provenance
+from cc1d_lab import backends, build, paths, provenance
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.cli import main, output
-from cc1d_lab.cli.explore import ENVIRONMENT
 from cc1d_lab.errors import CompileError, NotebookError
 from cc1d_lab.results import Row, append
 from cc1d_lab.timing import POLICIES
@@ -252,9 +252,17 @@ def test_bench_says_that_cpu_times_are_an_emulation(runner: FakeRunner) -> None:
     assert "emulation" in cc1d("bench", "--backend", "cpu").stdout
 
 
+def test_show_refuses_a_status_that_there_is_not(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [make_row("fwd_naive", "nvidia", Case())])
+    done = cc1d("show", run, "--status", "worng")
+    assert done.exit_code == 2
+    assert "status: 'worng' is not known (did you mean 'wrong'?)" in done.stderr
+
+
 def test_control_characters_of_a_row_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    output.echo_reasons([{"status": "wrong", "variant": "v", "reason": "a\x1b[2Jb\nc"}])
-    assert capsys.readouterr().out == "v: wrong: a [2Jb c\n"
+    output.echo_reasons([{"status": "wrong", "variant": "v\x1b[2J", "reason": "a\x1b[2Jb\nc"}])
+    output.echo_table(("flags",), [[["noisy\x1b[2J"]]])
+    assert capsys.readouterr().out == "v [2J: wrong: a [2Jb c\nflags\nnoisy [2J\n"
 
 
 # --- run, report, show -------------------------------------------------------------------------------------------
@@ -360,8 +368,10 @@ def test_doctor_names_each_backend_with_its_remedy_and_each_variable_with_its_or
     assert cc1d("doctor").exit_code == 0
 
 
-def test_doctor_and_the_record_of_a_run_name_the_same_variables() -> None:
-    assert set(ENVIRONMENT) == set(provenance.HONOURED)
+def test_doctor_names_every_variable_of_ours_that_is_read() -> None:
+    texts = [path.read_text() for path in paths.PACKAGE.rglob("*.py")]
+    read = {name for text in texts for name in re.findall(r'environ(?:\.get\(|\[)"(CC1D_\w+)"', text)}
+    assert read == {name for name in provenance.HONOURED if name.startswith("CC1D_")}
 
 
 def test_doctor_is_code_3_when_nothing_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,7 +440,8 @@ def test_tune_writes_what_auto_takes_and_says_what_it_gains(tmp_path: Path, monk
     slow, fast = (make_row("fwd_register", "nvidia", case, time_us_p50=t) for t in (20.0, 16.0))
     fast |= {"tunables": {"block": 256, "vectors": 1}, "cell_id": "other"}
     naive = make_row("fwd_naive", "nvidia", case, time_us_p50=0.5, flags=["below_launch"])  # too good to be true
-    folder = make_run(tmp_path / "run", [slow, fast, naive])
+    reckless = fast | {"time_us_p50": 10.0, "toolchain": "--use_fast_math", "cell_id": "third"}
+    folder = make_run(tmp_path / "run", [slow, fast, naive, reckless])
     monkeypatch.setenv("CC1D_TABLE", str(tmp_path / "auto.json"))
     result = cc1d("tune", folder)
     assert result.exit_code == 0, result.stderr

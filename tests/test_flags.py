@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,13 +97,28 @@ def test_tables_show_what_breaks(rows: pd.DataFrame) -> None:
     assert (fast["toolchain"], fast["ok"], fast["wrong"], fast["subnormal"]) == ("-ffast-math", 0, 1, "0 of 1")
     assert (plain["toolchain"], plain["ok"], plain["wrong"], plain["subnormal"]) == ("default", 1, 0, "1 of 1")
     assert (absent["ok"], absent["wrong"], absent["inf"]) == (0, 0, "0 of 0")
+    unseen = flags.executed(rows.assign(nan_stays=None))  # as of a baseline that only copies
+    assert set(unseen["nan"]) == {"0 of 0"}
     (line,) = (line for _, line in flags.by_variant(rows).iterrows())
     assert line["-ffast-math"].startswith("wrong ")
     assert float(line["default"]) < 1
+    nan = rows.assign(bound_ratio=rows["bound_ratio"].where(rows["status"] != "wrong"))  # as of an output that is NaN
+    assert flags.executed(nan).set_index("toolchain").loc["-ffast-math", "err/bound"] == math.inf
+    assert flags.by_variant(nan)["-ffast-math"].tolist() == ["wrong inf"]
+    assert "1 wrong cell not drawn" in flags.chart(nan).axes[0].get_xlabel()
     axes = flags.chart(rows).axes[0]
+    assert "not drawn" not in axes.get_xlabel()
     places = dict(zip([t.get_text() for t in axes.get_yticklabels()], axes.get_yticks(), strict=True))
     points = {y: x for x, y in axes.collections[0].get_offsets().tolist()}
     assert points[places["cpu: -ffast-math"]] > 1 > points[places["cpu: default"]]
+
+
+def test_shares_are_of_as_many_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    stated = iter([("2 of 2", 200), ("1 of 2", 90), ("2 of 2", 150)])
+    monkeypatch.setattr(build, "build_all", lambda cells: [(cell, None) for cell in cells])
+    monkeypatch.setattr(flags, "_stated", lambda found: dict(zip(("built", "instructions"), next(stated), strict=True)))
+    found = flags.code_objects(["", "-O1", "-O2"], ["gfx942"], ["fwd_naive", "fwd_register"])
+    assert found["of the first"].tolist() == ["100 %", "", "75 %"]
 
 
 # --- AMD -------------------------------------------------------------------------------------------------------------

@@ -754,8 +754,13 @@ BAD_UPDATES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "error", "words"), [b[1:] for b in BAD_UPDATES], ids=[b[0] for b in BAD_UPDATES])
-def test_bad_input_of_an_update_is_refused_by_name(changes: dict[str, Any], error: type[Exception], words: str) -> None:
+@pytest.mark.parametrize("trained", [False, True], ids=["", "bias of a module"])
+def test_bad_input_of_an_update_is_refused_by_name(
+    trained: bool, changes: dict[str, Any], error: type[Exception], words: str
+) -> None:
     arguments = {"x": X[:, :, :1], "conv_state": STATE, "weight": W4} | changes
+    if trained:  # outside of no_grad too
+        arguments |= {"bias": torch.nn.Parameter(B12)}
     before = STATE.clone()
     with pytest.raises(error, match=words):
         causal_conv1d_update(**arguments)
@@ -814,6 +819,7 @@ def test_a_measured_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         row | {"variant": "fwd_shared_memory", "tunables": {}, "time_us_p50": 1.0, "seqlen": 2000},
         row | {"variant": "fwd_naive", "tunables": {}, "time_us_p50": 0.1, "status": "wrong"},
         row | {"variant": "fwd_shared_memory", "tunables": {}, "time_us_p50": 0.2, "flags": ["below_launch"]},
+        row | {"variant": "fwd_shared_memory", "tunables": {}, "time_us_p50": 0.3, "toolchain": "-ffast-math"},
     ]
     assert choice.save_table(rows) == 2
     found = cc1d_lab.explain(X, W4)
@@ -824,6 +830,20 @@ def test_a_measured_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "table.json").write_text(json.dumps([{"variant": "fwd_naive"}]))
     with pytest.raises(cc1d_lab.errors.StoreError, match="not a table of variants"):
         cc1d_lab.explain(X, W4)
+
+
+@pytest.mark.parametrize("tunables", [{"gone": 1}, {"block": 63}])
+def test_an_entry_of_a_table_with_tunables_of_another_version_is_passed_over(
+    tunables: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC1D_TABLE", str(tmp_path / "table.json"))
+    entry = {"backend": "cpu", "arch": "wave32", "op": "fwd", "layout": "channel_first", "dtype": "float32", "width": 4}
+    entry |= {"outputs": 480, "variant": "fwd_naive", "time_us": 1.0}
+    old = entry | {"tunables": tunables, "time_us": 0.5}
+    (tmp_path / "table.json").write_text(json.dumps([old, entry | {"tunables": {"block": 64}}]))
+    assert cc1d_lab.explain(X, W4).tunables == {"block": 64}
+    (tmp_path / "table.json").write_text(json.dumps([old]))
+    assert cc1d_lab.explain(X, W4).reason.startswith("the first choice")
 
 
 def test_a_table_that_changes_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -56,6 +57,16 @@ def test_forward_and_gradients_are_those_of_the_reference(case: Case) -> None:
     for name, leaf in names.items():
         torch.testing.assert_close(found[name].y, leaves[leaf].grad)
         assert (found[name].bound > 0).all()
+
+
+def test_a_nan_is_the_worst_error_of_all_outputs() -> None:
+    case = Case(1, 2, 8, op="bwd")
+    inputs = reference.make_inputs(case)
+    outputs = {name: truth.y.float() for name, truth in truths(case, inputs).items()}
+    outputs["dweight"][0, 0] = float("nan")
+    found = reference.all_errors(case, outputs, truths(case, inputs))
+    assert (found["n_bad"], found["first_bad"]) == (1, [0, 0])
+    assert all(math.isnan(found[name]) for name in ("bound_ratio", "max_abs_err", "max_rel_err"))
 
 
 def test_an_update_is_that_of_the_reference() -> None:

@@ -18,9 +18,22 @@ from typing import Any
 import pytest
 import torch
 from planted import Planted, plant
-from rows import make_row
+from rows import make_row, spoil
 
-from cc1d_lab import build, experiment, kernel, load_rows, oracle, paths, plots, programs, reference, shares, tables
+from cc1d_lab import (
+    build,
+    experiment,
+    kernel,
+    load_rows,
+    oracle,
+    paths,
+    plots,
+    programs,
+    reference,
+    shares,
+    tables,
+    timing,
+)
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.errors import ConfigError, LaunchError, ToolchainError
@@ -94,6 +107,26 @@ def test_a_wrong_program_is_found_and_finds_itself(fault: str, monkeypatch: pyte
     rows = list(evaluation.evaluate_each([cell("naive"), cell("naive", verify=True)], ONCE))
     assert [row["status"] for row in rows] == ["wrong", "wrong"]
     assert all("outside the bound" in row["reason"] and row["time_us_p50"] is None for row in rows)
+    json.dumps(rows, allow_nan=False)
+
+
+def _made_up_timing() -> timing.Timing:
+    return timing.Timing((1.0,), 1, "wall", "warm", "count")
+
+
+def test_a_program_that_gives_something_else_later_is_wrong_and_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Program.run
+
+    def forgetful(self: Program, poison: bool = False) -> dict[str, float]:
+        stages = run(self, poison)
+        if not poison:  # the first run is on poisoned memory
+            self.out.zero_()
+        return stages
+
+    monkeypatch.setattr(Program, "run", forgetful)
+    (row,) = evaluation.evaluate_each([cell("naive")], ONCE)
+    assert (row["status"], row["reason"]) == ("wrong", "the program's result changed from run to run")
+    assert not [name for name in evaluation._time_columns(_made_up_timing(), [{}]) if row[name] is not None]
 
 
 def test_verification_can_fail_on_its_own() -> None:
@@ -377,6 +410,14 @@ def test_the_sentences_compare_with_s2() -> None:
     assert "1.00 ms: allocation 20 %, copies 70 %, kernels 10 %." in first
     assert first.endswith("Without the host's own work: allocation 20 %, copies 70 %, kernels 10 %.")
     assert theirs.endswith("allocation 20 %, copies 70 %, kernels 10 %.")
+
+
+def test_a_wrong_program_stands_among_what_is_wrong() -> None:
+    rows = load_rows([GPU[0], spoil(GPU[1], "wrong")])
+    (line,) = (line for _, line in tables.wrong(rows).iterrows())
+    assert line["configuration"].endswith(" pool")
+    assert tables.checks(rows)["verdict"].tolist() == ["wrong"]
+    assert tables.checks(load_rows(GPU))["verdict"].tolist() == ["ok"]
 
 
 def test_gains_are_against_naive_and_never_in_emulation(measured: list[Row]) -> None:

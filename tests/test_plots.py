@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pandas as pd
@@ -15,7 +16,14 @@ from cc1d_lab.case import Case
 from cc1d_lab.results import load_rows
 from cc1d_lab.variants import VARIANTS
 
-CHARTS = [plots.throughput, plots.error, plots.error_vs_throughput, plots.status_matrix, plots.stages]
+CHARTS = [
+    plots.share_of_copy,
+    plots.throughput,
+    plots.error,
+    plots.error_vs_throughput,
+    plots.status_matrix,
+    plots.stages,
+]
 GPU, CPU = load_rows(make_rows(("nvidia",))), load_rows(make_rows(("cpu",)))
 ONE = [make_row("fwd_im2col_wmma", "nvidia", Case(dtype="float16"))]
 HOSTILE = "</svg><script>alert(1)</script> $\\frac{$ \x00\n"
@@ -48,6 +56,12 @@ def test_any_frame_gives_a_picture(chart: Any, frame: list[dict[str, Any]]) -> N
     assert plots.to_png(chart(load_rows(frame)), dpi=40).startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("chart", [plots.error, plots.error_vs_throughput])
+def test_a_wrong_row_without_a_number_is_told(chart: Any) -> None:
+    assert "not drawn: 1 wrong" in texts(chart(load_rows(FRAMES["wrong without a number"] + ONE)))
+    assert "not drawn" not in texts(chart(load_rows(ONE)))
+
+
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda c: c.__name__)
 def test_emulation_is_always_announced_and_a_gpu_never(chart: Any) -> None:
     assert tables.CPU_BANNER in texts(chart(CPU))
@@ -73,10 +87,31 @@ def test_a_line_breaks_where_a_row_is_lost() -> None:
     assert pd.isna(line.get_ydata()[1])
 
 
+def test_a_line_joins_what_differs_in_length_alone() -> None:
+    kinds: list[tuple[str, dict[str, Any]]] = [("torch_conv1d", {}), ("torch_conv1d", {"op": "bwd"})]
+    kinds += [("fwd_naive", {}), ("fwd_naive", {"states": True}), ("fwd_naive", {"seq_idx": True})]
+    rows = [make_row(name, "nvidia", Case(seqlen=n, **c)) for name, c in kinds for n in (64, 128, 256)]
+    rows += [row | {"toolchain": "-O1"} for row in rows[:3]]
+    drawn = [line for line in lines(plots.throughput(load_rows(rows))) if len(line.get_xdata())]
+    assert {tuple(line.get_xdata()) for line in drawn} == {(64, 128, 256)}
+    assert len(drawn) == 6 + 4  # and the copy of fwd, bwd, states, seq_idx
+
+
 def test_the_ceiling_is_drawn_on_a_gpu_only() -> None:
     forged = CPU.assign(copy_gbps=9.0)
     assert "measured copy" in texts(plots.throughput(GPU))
     assert "measured copy" not in texts(plots.throughput(forged))
+
+
+def test_the_share_of_the_copy_shows_every_row_and_what_is_doubtful() -> None:
+    rows = [make_row("fwd_naive", "nvidia", Case(), pct_copy=90.0), make_row("torch_conv1d", "nvidia", Case(op="bwd"))]
+    rows += [make_row("fwd_register", "nvidia", Case(), pct_copy=130.0, flags=["above_ceiling"], states=None)]
+    figure = plots.share_of_copy(load_rows(rows))
+    (axes,) = (a for a in figure.axes if a.collections)
+    hollow = [bool((marks.get_facecolor() == 1).all()) for marks in axes.collections]
+    assert hollow == [False, True, False]
+    assert axes.get_xlim()[1] > 130
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["2 x 64 x 256, bwd", "2 x 64 x 256"]
 
 
 def test_styles_differ_in_greyscale() -> None:
@@ -149,6 +184,14 @@ def test_a_kernel_that_is_wrong_when_timed_is_named_as_such() -> None:
     assert tables.checks(rows)["timed_result"].tolist() == ["1/2"]
 
 
+def test_a_row_whose_error_is_no_number_does_not_pass_the_bound() -> None:
+    rows = load_rows(FRAMES["wrong without a number"] + ONE)
+    assert tables.checks(rows)["error_bound"].tolist() == ["1/2"]
+    assert tables.summary(rows)["bound_ratio"].tolist() == [math.inf]
+    assert tables.summary(load_rows(ONE))["bound_ratio"].iloc[0] < 1
+    assert tables.summary(load_rows(FRAMES["all crashed"]))["bound_ratio"].isna().all()
+
+
 def test_what_is_nearer_than_two_equal_members_is_a_tie() -> None:
     pair = (("fwd_naive", 10.0, 10.1, 10.2), ("fwd_shared_memory", 9.8, 9.9, 9.95))
     assert tables.fastest(_race(*pair, noise_pct=0.2))["wins"].tolist() == [1]
@@ -181,6 +224,12 @@ def test_a_doubtful_or_wrong_row_wins_nothing() -> None:
     pair = (("fwd_naive", 9, 10, 11), ("fwd_shared_memory", 5, 6, 7))
     assert tables.fastest(_race(*pair, flags=["noisy"])).empty
     assert tables.fastest(_race(*pair, status="wrong")).empty
+
+
+def test_a_row_of_a_toolchain_of_its_own_wins_nothing() -> None:
+    plain, other = _race(("fwd_naive", 9, 10, 11), ("fwd_register", 7, 8, 8.5)), _race(("fwd_naive", 5, 6, 7))
+    both = pd.concat([plain, other.assign(toolchain="--use_fast_math")], ignore_index=True)
+    assert tables.fastest(both).equals(tables.fastest(plain))
 
 
 def test_verdict_is_bad_with_a_wrong_row_and_good_without() -> None:

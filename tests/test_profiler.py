@@ -134,6 +134,15 @@ def test_a_column_that_is_missing_is_named(tmp_path: Path) -> None:
         profiler.read(tmp_path)
 
 
+@pytest.mark.parametrize("last", ["", ',"1200x"', '"fwd'])
+def test_a_damaged_file_is_an_error_with_the_folder(tmp_path: Path, last: str) -> None:
+    write_rocprof(tmp_path)
+    trace = tmp_path / "times" / "cell_memory_copy_trace.csv"
+    trace.write_text(trace.read_text().rpartition(",")[0] + last)
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path))):
+        profiler.read(tmp_path)
+
+
 def test_a_folder_without_a_profile(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no output of rocprofv3, ncu or torch"):
         profiler.read(tmp_path)
@@ -196,8 +205,9 @@ def test_times_are_those_of_the_pass_that_does_not_count(tmp_path: Path) -> None
     assert profiler.read(tmp_path).kernels[0].calls == 2
 
 
-def test_a_metric_that_ncu_does_not_have_leaves_the_others(tmp_path: Path) -> None:
-    (tmp_path / "ncu.csv").write_text(ncu_table(["ns", "byte", "%", ""], ["50000", "1000", "90", "n/a"]))
+@pytest.mark.parametrize("absent", ["n/a", "-", "nan", "", "."])
+def test_a_metric_that_ncu_does_not_have_leaves_the_others(absent: str, tmp_path: Path) -> None:
+    (tmp_path / "ncu.csv").write_text(ncu_table(["ns", "byte", "%", ""], ["50000", "1000", "90", absent]))
     found = profiler.read(tmp_path)
     assert found.counters["fwd_register"]["dram__bytes_read.sum"] == 1000.0
     assert readers.NVIDIA_COMPUTE not in found.counters["fwd_register"]
@@ -400,6 +410,11 @@ def test_a_folder_with_other_things_in_it_is_left_alone(machine: Path, tmp_path:
     (tmp_path / "out" / "thesis.tex").unlink()
     assert cc1d(*again).exit_code == 0
     assert cc1d(*again).exit_code == 0, "an earlier profile is replaced"
+    (tmp_path / "out" / "thesis.tex").touch()
+    done = cc1d(*again)
+    assert done.exit_code == 2
+    assert "holds other things than a profile (thesis.tex)" in done.output
+    assert (tmp_path / "out" / "thesis.tex").exists()
 
 
 @pytest.mark.parametrize(
@@ -426,6 +441,32 @@ def test_counters_that_are_kept_for_root_are_told_with_the_remedy(
     assert "NVreg_RestrictProfilingToAdminUsers" in run._run(run.Pass("counters", [str(tool)]), tmp_path)
     with pytest.raises(ToolchainError, match=r"ncu: the driver keeps .*; log: .*counters\.log"):
         run._run(run.Pass("counters", [str(tool)], needed=True), tmp_path)
+
+
+def test_a_pass_that_takes_too_long_ends_with_all_that_it_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "PASS_LIMIT_S", 0.5)
+    tool = ["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid; wait"]  # as a profiler runs the program in a child
+    assert "timed out after 0.5 seconds" in run._run(run.Pass("counters", tool), tmp_path)
+    child = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z"
+
+
+def test_what_a_failed_pass_has_half_written_is_not_read(tmp_path: Path) -> None:
+    half = tmp_path / "VALU" / "cell_counter_collection.csv"
+    half.parent.mkdir()
+    half.touch()
+    assert run._run(run.Pass("VALU", ["false"]), tmp_path) == "VALU: it ended without a word"
+    assert not half.exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--read"])
+def test_a_file_is_no_folder_of_a_profile(option: str, machine: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = cc1d("profile", "--variant", "fwd_register", "--backend", "amd", option, str(tmp_path / "file"))
+    assert done.exit_code == 2
+    assert "is a file" in done.output
 
 
 def test_the_emulation_has_nothing_to_profile() -> None:

@@ -16,10 +16,10 @@ from rows import make_row, make_rows, make_run, spoil
 
 from cc1d_lab.case import Case
 from cc1d_lab.errors import NotebookError, StoreError
+from cc1d_lab.files import write
 from cc1d_lab.report import render
 from cc1d_lab.report.execute import execute
 from cc1d_lab.report.export import export
-from cc1d_lab.report.files import write
 
 PAYLOADS = [
     "<script>alert(1)</script>",

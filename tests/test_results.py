@@ -35,7 +35,9 @@ def test_an_unknown_column_is_refused() -> None:
 
 @given(st.floats())
 def test_numbers_that_are_not_finite_were_not_measured(value: float) -> None:
-    assert _row(gbps=value)["gbps"] == (value if math.isfinite(value) else None)
+    plain = value if math.isfinite(value) else None
+    row = _row(gbps=value, output_errors={"dx": {"bound_ratio": value}})
+    assert (row["gbps"], row["output_errors"]) == (plain, {"dx": {"bound_ratio": plain}})
 
 
 def test_what_is_appended_is_read_in_order(tmp_path: Path) -> None:
@@ -82,6 +84,18 @@ def test_a_line_that_is_no_row_is_refused(tmp_path: Path, line: str) -> None:
     path.write_text(line + "\n")
     with pytest.raises(StoreError, match="not a row"):
         read(path)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(StoreError, match=r"rows\.jsonl: not text"):
+        read(tmp_path / "rows.jsonl")
+
+
+def test_a_row_from_before_a_column_was_added_has_it_as_null(tmp_path: Path) -> None:
+    old = {name: value for name, value in _row(variant="v").items() if name not in ("toolchain", "timed_result")}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(old) + "\n")
+    assert read(tmp_path / "rows.jsonl") == [_row(variant="v")]
 
 
 def test_a_foreign_version_is_refused_with_both_numbers(tmp_path: Path) -> None:

@@ -110,6 +110,19 @@ def test_families_are_fitted_apart() -> None:
     assert whole["fwd_register", "float32"] == pytest.approx(GBPS)
 
 
+@pytest.mark.parametrize("other", [{"toolchain": "-O1"}, {"cache_state": "warm"}])
+def test_what_is_compiled_or_timed_in_another_way_is_a_family_of_its_own(other: dict[str, str]) -> None:
+    slow = [{**r, "time_us_p50": 2 * r["time_us_p50"], **other} for r in rows()]
+    found = scaling.fits(frame(*rows(), *slow))
+    assert found[found["axis"] == "all"]["gbps"].tolist() == pytest.approx([GBPS, GBPS / 2])
+    assert not scaling.cliffs(frame(*rows(), *slow))["cliff"].any()
+
+
+def test_rows_of_a_wider_buffer_are_not_aligned() -> None:
+    assert scaling.aligned(row())
+    assert not scaling.aligned(row(row_stride=1100))
+
+
 def test_rows_that_are_not_ok_take_no_part() -> None:
     made = rows()
     lost = {**row(seqlen=512), "status": "wrong", "time_us_p50": None}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
+from planted import BUGS, Planted, plant
 
-from cc1d_lab import backends, build, evaluation, kernel, paths, special, variants
+from cc1d_lab import backends, build, evaluation, kernel, special, variants
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
 
@@ -57,10 +57,14 @@ def test_special_values_come_out_right_on_a_gpu(variant: variants.Variant, dtype
 def test_a_planted_error_of_each_kind_is_found(
     file: str, old: str, new: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels = tmp_path / "hip_kernels"
-    shutil.copytree(paths.kernels_dir(), kernels)
-    text = (kernels / file).read_text()
-    assert old in text, f"{file} has no {old!r}: plant the error elsewhere"
-    (kernels / file).write_text(text.replace(old, new))
-    monkeypatch.setenv("CC1D_KERNELS", str(kernels))
+    bug = Planted(kind, "fwd_naive", old, new, Case(), file)
+    monkeypatch.setenv("CC1D_KERNELS", str(plant(bug, tmp_path)))
     assert wrong(Cell("fwd_naive", "cpu", Case())) == [kind]
+
+
+def test_a_kernel_that_writes_its_input_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bug = next(b for b in BUGS if b.name == "writes its input")
+    monkeypatch.setenv("CC1D_KERNELS", str(plant(bug, tmp_path)))
+    bad, good = evaluation.evaluate([Cell(name, "cpu", Case()) for name in (bug.variant, "fwd_shared_memory")])
+    assert (bad["status"], good["status"]) == ("wrong", "ok")
+    assert good["special_values"] == dict.fromkeys(special.KINDS, True)

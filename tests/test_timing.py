@@ -14,7 +14,7 @@ import pytest
 import torch
 from planted import Planted, plant
 
-from cc1d_lab import build, ceilings, measurement, recheck, reference, sensors, timing
+from cc1d_lab import build, ceilings, kernel, measurement, recheck, reference, sensors, timing
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.errors import ConfigError
@@ -244,6 +244,15 @@ def test_what_nobody_tells_is_null() -> None:
     assert set(watch.columns().values()) == {None}
 
 
+def test_stages_rotate_over_all_buffers_as_the_whole_does() -> None:
+    case = Case(1, 16, 16, dtype="float16")
+    loaded = kernel.load(build.build_cell(Cell("fwd_im2col_wmma", "cpu", case)).library)
+    sets = [reference.make_inputs(case) for _ in range(3)]
+    launches = [kernel.bind(loaded, i.x, i.weight, i.bias, torch.empty_like(i.x)) for i in sets]
+    found = measurement._stages(launches)
+    assert {name: len(each) for name, each in found.items()} == dict.fromkeys(loaded.stages, 3)
+
+
 # --- what makes a time doubtful -----------------------------------------------------------------------------------
 
 
@@ -321,8 +330,15 @@ def test_the_record_is_by_model_and_size_and_survives_damage(record: Path) -> No
     assert ceilings.compare("a", 2**20, 1.0) is None, "too small to tell"
     assert ceilings.compare("a", big, math.inf) is None
     assert json.loads(record.read_text())["a"][ceilings.size_class(big)] == 3000.0
-    record.write_text("{]")
-    assert ceilings.compare("a", big, 10.0) is None
+    for damage in ("{]", "[]", *(json.dumps({"a": {ceilings.size_class(big): bad}}) for bad in (math.nan, 0.0, "x"))):
+        record.write_text(damage)
+        assert ceilings.compare("a", big, 10.0) is None
+
+
+def test_a_record_that_cannot_be_written_stops_no_measurement(record: Path) -> None:
+    record.mkdir()
+    assert ceilings.compare("a", 64 * 2**20, 3000.0) is None
+    assert list(record.parent.iterdir()) == [record], "no temporary file is left"
 
 
 # --- the tools of the check ----------------------------------------------------------------------------------------

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from planted import Planted, plant
 
+from cc1d_lab import build
 from cc1d_lab.case import Case
+from cc1d_lab.cell import Cell
+from cc1d_lab.errors import ConfigError
+from cc1d_lab.worker import Worker, _start_without_main
 
 SCRIPT = """
 import json, sys
@@ -48,6 +55,7 @@ def test_a_faulty_kernel_costs_its_own_row(fault: str, tmp_path: Path) -> None:
     assert [r["status"] for r in spoiled] == [status]
     assert words in spoiled[0]["reason"]
     assert spoiled[0]["time_us_p50"] is None
+    assert Path(spoiled[0]["log"]).is_file(), "where the worker wrote last"
     assert {r["status"] for r in rows if r not in spoiled} == {"ok"}
 
 
@@ -57,6 +65,7 @@ def _run_spoiled(kernels: Path, folder: Path) -> list[dict]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
     environment = os.environ | {"CC1D_KERNELS": str(kernels), "CC1D_TIME_LIMIT": "3", "PYTHONPATH": str(Path.cwd())}
+    environment["TMPDIR"] = str(folder)
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -67,6 +76,45 @@ def test_a_kernel_that_does_not_compile_costs_its_own_rows(tmp_path: Path) -> No
     rows = _run_spoiled(plant(bug, tmp_path), tmp_path)
     assert {r["status"] for r in rows if r["variant"] == "fwd_naive"} == {"build_failed"}
     assert {r["status"] for r in rows if r["variant"] != "fwd_naive"} == {"ok"}
+    assert not list(tmp_path.glob("cc1d-*")), "no log is left of workers that did not die"
     reason = next(r["reason"] for r in rows if r["status"] == "build_failed")
     assert "fwd_naive.hip:" in reason
     assert "error" in reason
+
+
+def test_a_worker_that_died_between_two_groups_is_replaced(tmp_path: Path) -> None:
+    """Of a heap that a kernel has damaged, or killed from outside, just as the next group is sent."""
+    cell = Cell("torch_conv1d", "cpu", Case(1, 4, 31))
+    with Worker(tmp_path) as worker:
+        assert worker._process is not None
+        worker._process.kill()
+        worker._process.join()
+        worker._process.is_alive = lambda: True  # type: ignore[method-assign]
+        (row,) = worker.evaluate([cell], None)
+    assert (row["status"], row["reason"]) == ("ok", None)
+
+
+def test_workers_that_start_side_by_side_leave_the_callers_main_in_place() -> None:
+    main = sys.modules["__main__"]
+    process = SimpleNamespace(start=lambda: time.sleep(0.2))
+    threads = [threading.Thread(target=_start_without_main, args=(process,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)  # the second begins while the first is at it, and ends after it
+    for thread in threads:
+        thread.join()
+    assert sys.modules["__main__"] is main
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "soon"])
+def test_a_time_limit_that_is_none_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC1D_TIME_LIMIT", given)
+    with pytest.raises(ConfigError, match=f"CC1D_TIME_LIMIT: '{given}' must be a number above 0"):
+        Worker()
+
+
+@pytest.mark.parametrize("given", ["0", "all"])
+def test_a_number_of_compilers_that_is_none_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_JOBS", given)
+    with pytest.raises(ConfigError, match=f"MAX_JOBS: '{given}' must be"):
+        list(build.build_all([]))

@@ -14,30 +14,11 @@ from typing import Any
 import click
 
 from .. import backends, build, experiment, results, rocm, shares, tables, variants
-from ..errors import Cc1dError, StoreError, nearest
+from ..errors import Cc1dError, StoreError, nearest, one_of
+from ..provenance import HONOURED
 from ..results import Row
 from . import output
 
-# Every variable that is honoured, and what holds when it is not set.
-ENVIRONMENT = {
-    "CXX": "g++, else clang++: compiler of the cpu backend",
-    "MAX_JOBS": "compilers at once: one per core",
-    "HIP_PATH": "where hipcc is: searched in PATH and /opt/rocm",
-    "ROCM_PATH": "the same, looked at first",
-    "GPU_ARCH": "arch to build for: that of the device, else gfx942",
-    "PYTORCH_ROCM_ARCH": "the same, where GPU_ARCH is not set",
-    "CUDA_HOME": "where nvcc is: searched in PATH and /usr/local/cuda",
-    "TORCH_CUDA_ARCH_LIST": "arch to build for, its first entry: that of the device, else sm_90",
-    "ROCR_VISIBLE_DEVICES": "devices that may be used: all",
-    "HIP_VISIBLE_DEVICES": "devices that may be used: all",
-    "CUDA_VISIBLE_DEVICES": "devices that may be used: all",
-    "XDG_CACHE_HOME": "parent of the build cache: ~/.cache",
-    "CC1D_CACHE": "the build cache itself: cc1d_lab below XDG_CACHE_HOME",
-    "CC1D_KERNELS": "folder of the .hip files: the one that comes with the package",
-    "CC1D_TIME_LIMIT": "seconds that a step (check, time) of a cell may take: 120",
-    "NO_COLOR": "no colours: colours on a terminal",
-    "CI": "runs in continuous integration: no",
-}
 json_option = click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 
 
@@ -91,11 +72,11 @@ def _environment() -> list[dict[str, Any]]:
     known = [
         {"name": name, "value": os.environ.get(name), "origin": "environment" if name in os.environ else "default",
          "meaning": meaning}
-        for name, meaning in ENVIRONMENT.items()
+        for name, meaning in HONOURED.items()
     ]  # fmt: skip
-    foreign = sorted(n for n in os.environ if n.startswith("CC1D_") and n not in ENVIRONMENT)
+    foreign = sorted(n for n in os.environ if n.startswith("CC1D_") and n not in HONOURED)
     return known + [
-        {"name": n, "value": os.environ[n], "origin": "environment", "meaning": f"not known{nearest(n, ENVIRONMENT)}"}
+        {"name": n, "value": os.environ[n], "origin": "environment", "meaning": f"not known{nearest(n, HONOURED)}"}
         for n in foreign
     ]
 
@@ -205,11 +186,12 @@ _SHOWN = {
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--status", help="Only rows of this status.")
+@click.option("--status", help=f"Only rows of this status: {', '.join(results.STATUSES)}.")
 @json_option
 def show(run: Path, status: str | None, as_json: bool) -> int:
     """The rows of RUN as a table: a run directory, its rows.jsonl, or the name of an experiment below reports/."""
-    rows = [row for row in read_rows(run) if status in (None, row["status"])]
+    wanted = one_of("status", status, results.STATUSES) if status else None
+    rows = [row for row in read_rows(run) if wanted in (None, row["status"])]
     if as_json:
         output.echo_json(rows)
         return 0

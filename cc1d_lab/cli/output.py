@@ -55,7 +55,7 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return tables.number(value)
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        value = ", ".join(map(str, value))
     return printable(str(value))
 
 
@@ -81,7 +81,7 @@ def echo_reasons(rows: Iterable[Row]) -> None:
     )
     for (status, variant, reason), times in why.items():
         often = f" ({times} cells)" if times > 1 else ""
-        click.echo(f"{variant}: {_coloured(status)}{often}: {printable(reason)}")
+        click.echo(f"{printable(variant)}: {_coloured(status)}{often}: {printable(reason)}")
 
 
 def show_path(path: Path) -> str:

@@ -25,10 +25,15 @@ _HEADINGS = {"kernel": "kernel", "copy": "copy", "api": "API call"}
 @click.command()
 @options.cell_options
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of pictures and files. Default: below reports/profile."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of pictures and files. Default: below reports/profile.",
 )
 @click.option(
-    "--read", "old", type=click.Path(path_type=Path, exists=True), help="Draw what an earlier call left there."
+    "--read",
+    "old",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Draw what an earlier call left there.",
 )
 @json_option
 def profile(out: Path | None, old: Path | None, as_json: bool, **given: Any) -> int:
@@ -101,13 +106,13 @@ def _draw(found: dict[str, Any]) -> None:
     where = {name: found[name] for name in ("backend", "arch", "device")}
     times = pd.DataFrame(found["times"], columns=["what", "name", "calls", "total_us"]).assign(**where)
     waits = pd.DataFrame(found["bottlenecks"] or [{}]).assign(**where)
-    pictures = {
-        "kernels": plots.profile.device_times(times),
-        "api": plots.profile.api_times(times),
-        "bottleneck": plots.profile.bottlenecks(waits, profiler.LIMIT),
-    }
-    for name, figure in pictures.items():
-        Path(found["folder"], f"{name}.png").write_bytes(plots.to_png(figure))
+    figures = (
+        plots.profile.device_times(times),
+        plots.profile.api_times(times),
+        plots.profile.bottlenecks(waits, profiler.LIMIT),
+    )
+    for name, figure in zip(profiler.PICTURES, figures, strict=True):
+        Path(found["folder"], name).write_bytes(plots.to_png(figure))
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .. import backends, build, variants
+from .. import backends, build, files, variants
 from ..case import Case
 from ..errors import ConfigError, DeviceError, DtypeError, LayoutError, LimitError, StoreError
 from ..results import Row, believable
@@ -196,12 +196,22 @@ def _in_table(case: Case, backend: str, able: list[Variant]) -> tuple[Variant, d
         k: getattr(case, k) for k in TABLE_KEY[2:]
     }
     names = {v.name: v for v in able}
-    found = [e for e in table if e["variant"] in names and all(e[k] == v for k, v in key.items())]
+    agreeing = [e for e in table if e["variant"] in names and all(e[k] == v for k, v in key.items())]
+    found = [e for e in agreeing if _is_of_this_version(names[e["variant"]], e["tunables"])]
     if not found:
         return None
     nearest = min(found, key=lambda e: (abs(math.log2(e["outputs"] / case.outputs)), e["time_us"]))
     reason = f"measured here: {nearest['time_us']:.3g} us for {nearest['outputs']} outputs"
     return names[nearest["variant"]], dict(nearest["tunables"]), reason
+
+
+def _is_of_this_version(variant: Variant, tunables: Mapping[str, int]) -> bool:
+    """Whether the variant still has these tunables: a table outlives the package that measured it."""
+    try:
+        variants.resolve_tunables(variant, tunables)
+    except ConfigError:
+        return False
+    return True
 
 
 _Stamp = tuple[int, int, int] | None
@@ -248,9 +258,6 @@ def save_table(rows: Iterable[Row], path: Path | None = None) -> int:
         key = (*(row[k] for k in TABLE_KEY), outputs)
         if key not in best or entry["time_us"] < best[key]["time_us"]:
             best[key] = entry
-    target = path or table_path()
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(list(best.values()), indent=1))
-    os.replace(temporary, target)
+    files.write(path or table_path(), json.dumps(list(best.values()), indent=1))
     launch.drop_plans()
     return len(best)

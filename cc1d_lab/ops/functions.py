@@ -167,10 +167,9 @@ def causal_conv1d_update(
         check_update(*arguments)
     check_in_place("conv_state", conv_state, x=x)
     if plain:
-        if torch.is_grad_enabled() and _needs_grad(x, weight, bias, None):
-            return torch.ops.cc1d_lab.update(*arguments, silu, variant, backend)
         check_rows(cache_seqlens, conv_state_indices, conv_state.shape[0])
-        return launch.update(*arguments, silu, variant, backend)
+        if not (torch.is_grad_enabled() and _needs_grad(x, weight, bias, None)):
+            return launch.update(*arguments, silu, variant, backend)
     return torch.ops.cc1d_lab.update(*arguments, silu, variant, backend)
 
 

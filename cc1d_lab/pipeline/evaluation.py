@@ -22,7 +22,7 @@ from ..evaluation import Phase
 from ..measurement import Ready
 from ..programs import UNIFIED_BYTES, proposals, why_not
 from ..reference import Inputs, Oracle
-from ..results import Row
+from ..results import Row, plain
 from ..timing import Policy
 from . import memory
 from .program import Program, Stages
@@ -32,7 +32,7 @@ REST = "launching and waiting"  # the part of a program's time that is in none o
 
 @dataclass(frozen=True)
 class _Ready:
-    """A program that gave the right result: its row so far, and the result, which every later run must repeat."""
+    """A program that gave the right result: its row so far, and the result, which the last run must repeat."""
 
     row: Row
     program: Program
@@ -107,7 +107,7 @@ def _first_run(cell: Cell, row: Row, case: Case, inputs: Inputs, truths: Mapping
         unless_ready.enter_context(program)
         program.run(poison=True)
         errors = reference.all_errors(case, {"out": program.out.to(truths["out"].y.device)}, truths)
-        row = _program_row(row | errors, cell)
+        row = _program_row(row | plain(errors), cell)
         verdict = f"{errors['n_bad']} outputs outside the bound" if errors["n_bad"] else _own_verdict(cell, program)
         if verdict:
             return row | {"status": "wrong", "reason": f"the program's result: {verdict}"}
@@ -132,18 +132,14 @@ def _time_all(ready: Mapping[str, _Ready], policy: Policy) -> Iterator[Row]:
     members = {cell_id: [_launch(one.program, stages[cell_id])] for cell_id, one in ready.items()}
     times = timing.measure(members, policy, "cpu")  # by the wall clock, on a GPU too
     for cell_id, one in ready.items():
-        row = one.row | _time_columns(times[cell_id], stages[cell_id])
-        if not torch.equal(one.program.out.view(torch.int16), one.first.view(torch.int16)):
-            row = _untimed(row) | {"status": "wrong", "reason": "the program's result changed from run to run"}
-        yield row
+        if torch.equal(one.program.out.view(torch.int16), one.first.view(torch.int16)):
+            yield one.row | _time_columns(times[cell_id], stages[cell_id])
+        else:
+            yield one.row | {"status": "wrong", "reason": "the program's result changed from run to run"}
 
 
 def _launch(program: Program, stages: list[Stages]) -> Callable[[int], None]:
     return lambda stream: stages.append(program.run())
-
-
-def _untimed(row: Row) -> Row:
-    return row | {name: None for name in row if name.startswith(("time_us", "samples", "stage_us"))}
 
 
 def _time_columns(time: timing.Timing, stages: list[Stages]) -> dict[str, Any]:

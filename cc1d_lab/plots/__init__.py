@@ -10,7 +10,7 @@ from . import profile
 from .error import error, error_vs_throughput
 from .pipeline import pipeline
 from .scaling import cliffs, residuals, scaling
-from .sheet import Style, number, style, to_png, to_svg
+from .sheet import Style, number, single, style, to_png, to_svg
 from .stages import stages
 from .status import STATUS_LOOK, status_matrix
 from .throughput import share_of_copy, throughput
@@ -27,6 +27,7 @@ __all__ = [
     "residuals",
     "scaling",
     "share_of_copy",
+    "single",
     "speedup_table",
     "stages",
     "status_matrix",

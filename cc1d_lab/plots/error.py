@@ -64,8 +64,14 @@ def error(df: pd.DataFrame) -> Figure:
     handles: list[Any] = [*marker_handles(names), _reference_handle()]
     handles += [wrong_handle()] if (ours["status"] == "wrong").any() else []
     sheet.notes += ["a point is a case", "dotted: 0.29 ULP, correct rounding in 16-bit types"]
-    sheet.notes += lost_note(df, "not compared", ("ok", "wrong"))
+    sheet.notes += [*_not_finite_note(df), *lost_note(df, "not compared", ("ok", "wrong"))]
     return sheet.finish(handles)
+
+
+def _not_finite_note(df: pd.DataFrame) -> list[str]:
+    """Rows whose error is a NaN or infinite: they have no place on an axis."""
+    count = tables.not_finite(df)
+    return [f"not drawn: {count} wrong with an error that is not finite"] if count else []
 
 
 def _reference_handle() -> Line2D:
@@ -166,7 +172,7 @@ def error_vs_throughput(df: pd.DataFrame) -> Figure:
     handles: list[Any] = marker_handles(names)
     handles += [wrong_handle("wrong (no time)")] if (seen["status"] == "wrong").any() else []
     sheet.notes += ["right and low is better" if not tables.emulated(df) else "a point is a case"]
-    sheet.notes += lost_note(df, "without a time")
+    sheet.notes += [*_not_finite_note(df), *lost_note(df, "without a time")]
     return sheet.finish(handles)
 
 

@@ -30,7 +30,11 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 _DASHES = ((), (5, 2), (1, 1.5), (6, 2, 1, 2), (3, 1, 1, 1, 1, 1))
 WRONG = "#b2182b"
 CEILING = "#555555"
-CASE_FAMILY = ("batch", "dim", "width", "weight_dtype", "bias", "activation", "view", "row_stride", "seed", "label")
+# What the rows of one line have in common, beside their panel.
+CASE_FAMILY = (
+    *("op", "batch", "dim", "width", "weight_dtype", "bias", "activation"),
+    *("state_len", "states", "seq_idx", "view", "row_stride", "seed", "label"),
+)
 _DTYPE_ORDER = {"float32": "0", "float16": "1", "bfloat16": "2"}
 _PANEL = ("device", "backend", "arch", "layout", "dtype")
 
@@ -164,6 +168,17 @@ def _write_head(head: SubFigure, title: str, df: pd.DataFrame, banner: bool, hei
     if banner:
         box = {"boxstyle": "square,pad=0.35", "facecolor": "#ffe9a8", "edgecolor": "#a67c00", "linewidth": 1}
         head.text(0.015, 0.13 / height, tables.CPU_BANNER, fontsize=10, weight="bold", va="bottom", bbox=box)
+
+
+def single(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """A figure of one panel, without head and foot, and that panel."""
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    figure.set_label(title)
+    axes = figure.subplots()
+    axes.set_title(title, loc="left", fontsize=12, weight="bold")
+    axes.grid(color="#e3e3e3")
+    axes.set_axisbelow(True)
+    return figure, axes
 
 
 def nothing(title: str, df: pd.DataFrame, why: str) -> Figure:

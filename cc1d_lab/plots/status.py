@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib
+import numpy
 import seaborn as sns
 from matplotlib.patches import Patch
 
@@ -38,8 +39,8 @@ def status_matrix(df: pd.DataFrame, limit: int = 60) -> Figure:
     if df.empty:
         return nothing(title, df, "no rows: nothing to draw")
     names = tables.order(df["variant"])
-    cases = sorted(tables.by_case(df), key=lambda c: _severity(c[1]) if len(tables.by_case(df)) > limit else 0)
-    shown = cases[:limit]
+    cases = tables.by_case(df)
+    shown = sorted(cases, key=lambda c: _severity(c[1]))[:limit] if len(cases) > limit else cases
     several = len(tables.devices(df)) > 1
     cells = [[_worst_status(part[part["variant"] == name]) for name in names] for _, part in shown]
     labels = [clean(case_label(part.iloc[0], several), 78) for _, part in shown]
@@ -62,11 +63,11 @@ def _worst_status(rows: pd.DataFrame) -> str:
 
 def _matrix(axes: Axes, cells: list[list[str]], labels: list[str], names: list[str]) -> None:
     kinds = list(STATUS_LOOK)
-    values = [[kinds.index(s) if s else math.nan for s in line] for line in cells]
+    values = numpy.array([[kinds.index(s) if s else math.nan for s in line] for line in cells])
     letters = [[STATUS_LOOK[s][1] if s else "" for s in line] for line in cells]
     colours = [look[0] for look in STATUS_LOOK.values()]
     sns.heatmap(
-        _masked(values),
+        values,
         ax=axes,
         cmap=matplotlib.colors.ListedColormap(colours),
         vmin=-0.5,
@@ -85,12 +86,6 @@ def _matrix(axes: Axes, cells: list[list[str]], labels: list[str], names: list[s
     axes.tick_params(axis="y", rotation=0)
     for label in axes.get_xticklabels():
         label.set(ha="left", rotation_mode="anchor")
-
-
-def _masked(values: list[list[float]]) -> Any:
-    import numpy
-
-    return numpy.asarray(values, dtype=float)
 
 
 def _status_handles(cells: list[list[str]]) -> list[Patch]:

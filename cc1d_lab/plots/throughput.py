@@ -66,7 +66,7 @@ def throughput(df: pd.DataFrame) -> Figure:
 
 
 def _throughput_panel(axes: Axes, part: pd.DataFrame) -> None:
-    for (variant, *_), family in tables.families(part, ("variant", "tunables", "run_id", *CASE_FAMILY)):
+    for (variant, *_), family in tables.families(part, ("variant", "tunables", "toolchain", "run_id", *CASE_FAMILY)):
         _throughput_line(axes, style(variant), _only_timed(family).sort_values("seqlen"))
     _ceiling_lines(axes, tables.ok(part))
     _wrong_crosses(axes, part[part["status"] == "wrong"])
@@ -158,7 +158,7 @@ def share_of_copy(df: pd.DataFrame) -> Figure:
         return nothing(title, df, "no row is ok and has a measured copy beside it")
     panels = panels_of(timed)
     names = tables.order(timed["variant"])
-    rows = max(part.groupby(["batch", "dim", "seqlen", "width"]).ngroups for _, part in panels)
+    rows = max(len({_shape_label(row) for _, row in part.iterrows()}) for _, part in panels)
     sheet = make_sheet(title, timed, len(panels), (4.6, 0.9 + 0.3 * rows), columns_for(panels), entries=len(names) + 1)
     for axes, (label, part) in zip(sheet.panels, panels, strict=True):
         _share_panel(axes, part)
@@ -175,24 +175,26 @@ def _noise_note(timed: pd.DataFrame) -> list[str]:
 
 
 def _shape_label(row: Any) -> str:
-    """The shape, and what sets it apart from a plain call of width 4."""
+    """The shape, and what sets it apart from a plain forward of width 4."""
     parts = [f"{row['batch']} x {row['dim']} x {row['seqlen']}"]
+    parts += [str(row["op"])] if row["op"] != "fwd" else []
     parts += [f"width {row['width']}"] if row["width"] != 4 else []
     parts += [str(row["view"])] if row["view"] != "contiguous" else []
-    parts += [name for name in ("states", "seq_idx") if row[name]]
+    parts += [name for name in ("states", "seq_idx") if tables.yes(row[name])]
     return ", ".join(parts)
 
 
 def _share_panel(axes: Axes, part: pd.DataFrame) -> None:
     part = part.sort_values(["bytes", "seqlen"], ascending=False)
-    shapes = part.apply(_shape_label, axis=1)
+    shapes = [_shape_label(row) for _, row in part.iterrows()]
     places = {shape: place for place, shape in enumerate(dict.fromkeys(shapes))}
-    for variant, mine in part.groupby("variant", sort=False):
-        look = style(str(variant))
-        axes.plot(
-            mine["pct_copy"], [places[s] for s in shapes[mine.index]], look.marker, color=look.color, markersize=6
-        )
+    part = part.assign(_place=[places[shape] for shape in shapes])
+    for variant in tables.order(part["variant"]):
+        mine, look = part[part["variant"] == variant], style(variant)
+        faces = ["white" if tables.flags(row) else look.color for _, row in mine.iterrows()]
+        share = mine["pct_copy"].astype(float)
+        axes.scatter(share, mine["_place"], marker=look.marker, s=36, c=faces, edgecolors=look.color, zorder=3)
     axes.axvline(100, color=CEILING, linestyle=(0, (8, 3)), linewidth=1.4)
     axes.set_yticks(list(places.values()), list(places), fontsize=8)
-    axes.set_xlim(0, 110)
+    axes.set_xlim(0, max(110.0, 1.05 * float(part["pct_copy"].max())))
     axes.set_xlabel("% of the copy's speed (batch x dim x seqlen)")

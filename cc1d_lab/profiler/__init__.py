@@ -4,10 +4,11 @@
 """
 
 from .readers import LIMIT, Bottleneck, Profile, Span, bottlenecks, read
-from .run import check_backend, find, peak_gbps, profile
+from .run import PICTURES, check_backend, find, peak_gbps, profile
 
 __all__ = [
     "LIMIT",
+    "PICTURES",
     "Bottleneck",
     "Profile",
     "Span",

@@ -92,7 +92,10 @@ class Bottleneck:
 def read(folder: Path) -> Profile:
     """What a profiler left in `folder` and below it. StoreError when there is nothing that can be read."""
     trace, table = folder / "trace.json", folder / "ncu.csv"
-    found = read_trace(trace) if trace.exists() else read_rocprof(folder)
+    try:
+        found = read_trace(trace) if trace.exists() else read_rocprof(folder)
+    except (ValueError, TypeError, AttributeError, csv.Error) as e:
+        raise StoreError(f"{folder}: a damaged file of rocprofv3: {e}") from e
     if table.exists():
         try:
             found = replace(found, counters=read_ncu(table.read_text(errors="replace")))
@@ -197,7 +200,7 @@ def spans(found: Iterable[tuple[str, int, float]]) -> tuple[Span, ...]:
 
 # --- nvidia ----------------------------------------------------------------------------------------------------------
 
-_NUMBER = re.compile(r"[-+.\d][\d,.]*(?:e[-+]?\d+)?$", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?\.?\d[\d,.]*(?:e[-+]?\d+)?$", re.IGNORECASE)
 _TO_US = {"ns": 1e-3, "nsecond": 1e-3, "us": 1.0, "usecond": 1.0, "ms": 1e3, "msecond": 1e3, "s": 1e6, "second": 1e6}
 _TO_BYTES = {"byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
 

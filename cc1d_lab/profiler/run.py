@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from .readers import AMD_COUNTERS, NVIDIA_METRICS, PERMISSION, TIMES, Profile, r
 
 PASS_LIMIT_S = 300
 MARK = "profile.json"  # what a folder with a profile has; `cc1d profile` writes its findings there
+PICTURES = ("kernels.png", "api.png", "bottleneck.png")  # what it draws there
 
 
 def to_json(cell: Cell) -> str:
@@ -53,11 +55,21 @@ def profile(cell: Cell, folder: Path) -> Profile:
 
 def _make_empty(folder: Path) -> None:
     """An empty folder that is marked as ours. What is removed is what an earlier profile left, nothing else."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
-        raise ConfigError(f"out: {folder} holds other things than a profile; name a folder that is new or empty")
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    others = names - _left_behind() if MARK in names else names
+    if others:
+        raise ConfigError(
+            f"out: {folder} holds other things than a profile ({min(others)}); name a folder that is new or empty"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / MARK).write_text("{}\n")
+
+
+def _left_behind() -> set[str]:
+    """Names of all that a profile leaves in its folder."""
+    names = [TIMES, "counters", *map("_".join, AMD_COUNTERS)]
+    return {MARK, "trace.json", "ncu.csv", *PICTURES, *names, *(f"{name}.log" for name in names)}
 
 
 def check_backend(backend: str) -> None:
@@ -136,19 +148,31 @@ def kernel_pattern(cell: Cell) -> str:
 
 
 def _run(step: Pass, folder: Path) -> str:
-    """Why a pass gave nothing, or ''. ToolchainError when it is needed."""
+    """Why a pass gave nothing, or ''; what it has half written is removed. ToolchainError when it is needed."""
     log = folder / f"{step.name}.log"
     try:
-        with log.open("wb") as file:
-            done = subprocess.run(
-                step.command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, timeout=PASS_LIMIT_S
-            )
-        reason = _failure(folder, log) if done.returncode else ""
+        reason = _failure(folder, log) if _call(step.command, log) else ""
     except (OSError, subprocess.TimeoutExpired) as e:
         reason = str(e)
     if reason and step.needed:
         raise ToolchainError(f"{step.command[0]}: {reason}; log: {log}")
+    if reason:
+        shutil.rmtree(folder / step.name, ignore_errors=True)
     return f"{step.name}: {reason}" if reason else ""
+
+
+def _call(command: list[str], log: Path) -> int:
+    """The exit code of a command. One that takes too long, or is interrupted, ends with all that it started."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        return process.wait(PASS_LIMIT_S)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
 
 
 def _failure(folder: Path, log: Path) -> str:

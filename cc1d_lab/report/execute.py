@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NotebookError, nearest
+from ..files import write
 from ..notebook import MARK, NONCE
 from ..paths import checkout
-from .files import write
 
 FORBIDDEN_TAGS = {"raises-exception", "skip-execution"}  # they hide a failure
 _PR_SET_PDEATHSIG = 1

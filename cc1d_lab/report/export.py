@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..files import write
 from ..paths import PACKAGE
-from .files import write
 
 TEMPLATES = PACKAGE / "templates"
 _TAGS = frozenset(

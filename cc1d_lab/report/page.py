@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__, plots, shares, tables
+from ..files import write
 from ..matrix_work import matrix_work
 from ..variants import VARIANTS
-from .files import write
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from ..errors import StoreError
+from .errors import StoreError
 
 
 def write(path: Path, data: str | bytes) -> Path:
