@@ -169,7 +169,7 @@ _ENTRIES = (
         layouts=("channel_first",),
         widths=(1, 8),
         counts_in_31_bits=True,
-        tunables={"block": Tunable(256, _BLOCKS), "vectors": Tunable(1, (1, 2))},
+        tunables={"block": Tunable(128, _BLOCKS), "vectors": Tunable(1, (1, 2))},
     ),
     Variant(
         "fwd_raster",
@@ -183,7 +183,7 @@ _ENTRIES = (
             "across": Tunable(32, (32, 64)),
             "steps": Tunable(8, (2, 4, 8, 16)),
             "bytes": Tunable(8, (8, 16)),
-            "resident": Tunable(768, (512, 768, 1024)),
+            "resident": Tunable(896, (512, 768, 896, 1024)),
         },
     ),
     Variant(

@@ -24,7 +24,7 @@ constexpr int kTogether = kAhead ? 5 : 4;     // steps loaded at once
 constexpr int kResident = 384;            // threads that are to fit on a multiprocessor: bounds the registers
 constexpr int kHalo = kWidth - 1;
 constexpr int kDown = kBlock / kAcross;  // walkers of a block
-constexpr index_t kShortest = 16;        // steps of a walker at least
+constexpr index_t kShortest = 8;         // steps of a walker at least
 using lanes_t = Packed<elem_t, kLanes>;
 static_assert(kChannelLast, "a thread's channels lie side by side");
 
@@ -97,7 +97,7 @@ __device__ inline void walk(Walker& w, index_t batch, index_t begin, index_t end
         }
     }
 
-    constexpr int kSteps = kHow == Channels::scattered ? 1 : kHow == Channels::shifted ? 4 : kTogether;
+    constexpr int kSteps = kHow == Channels::scattered ? 1 : kHow == Channels::shifted ? 2 : kTogether;
     Rows<kHow, kSteps> rows;
     rows.load(w, x, dout, begin, seen);
     const auto dx_of = [&](int s, bool counts) {

@@ -19,27 +19,29 @@
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kResident = sizeof(elem_t) == 2 ? 768 : 512;  // threads that are to fit on a multiprocessor: bounds the registers
 constexpr int kHalo = kWidth - 1;
-constexpr int kRun = kHalo > kVec ? 2 * kVec : kVec;
-constexpr int kUnits = CC1D_STEPS / kRun;  // runs of a lane in flight, of x and dout each
-constexpr int kWarps = kBlock / kWarp;
+constexpr int kShort = kHalo > kVec ? 2 * kVec : kVec;                     // elements of a run
+constexpr int kLong = sizeof(elem_t) == 2 ? 2 * kVec : kShort;             // where rows are framed
+constexpr int kUnits = CC1D_STEPS / kShort;  // runs of a lane in flight, of x and dout each
+constexpr int kWarps = kBlock / kWarp;                 // of a block
+constexpr int kFewer = kWarps > 1 ? kWarps / 2 : 1;  // where rows are framed: each warp's last unit costs as much as a whole one
 constexpr index_t kShare = 4096;  // runs of a block, at most
 constexpr index_t kEnough = 256;  // blocks that keep a GPU busy
-static_assert(kHalo <= kRun, "the halo lies in one run");
+static_assert(kHalo <= kShort, "the halo lies in one run");
 static_assert(!kChannelLast, "rows run along the sequence");
-using run_t = Packed<elem_t, kRun>;
-constexpr int kHaloPad = kHalo > 0 ? static_cast<int>(ceil_div(kHalo, run_t::kPerWord)) * run_t::kPerWord : run_t::kPerWord;  // whole words
+constexpr int kPerWord = 4 / sizeof(elem_t);
+constexpr int kHaloPad = kHalo > 0 ? static_cast<int>(ceil_div(kHalo, kPerWord)) * kPerWord : kPerWord;  // whole words
 using tail_t = Packed<elem_t, kHaloPad>;
 
-template <Rows kRows>
+template <int kRun, Rows kRows>
 struct Gradients {  // of one channel
     Channel x, dout, dx;
     const Divisor& runs;  // of a row
     int seqlen;
 
     __device__ Gradients(const Params& p, const Divisor& runs, index_t dim)
-        : x(p, p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride, dim),
-          dout(p, p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride, dim),
-          dx(p, p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride, dim),
+        : x(p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride, dim),
+          dout(p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride, dim),
+          dx(p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride, dim),
           runs(runs),
           seqlen(static_cast<int>(p.seqlen)) {}
 
@@ -49,10 +51,9 @@ struct Gradients {  // of one channel
     }
 };
 
-__device__ inline tail_t tail_of(const run_t& run) {
-    tail_t tail;
-    for (int w = 0; w < tail_t::kWords; ++w) tail.words[w] = run.words[run_t::kWords - tail_t::kWords + w];
-    return tail;
+template <int N>
+__device__ inline tail_t tail_of(const Packed<elem_t, N>& run) {
+    return run.template part<kHaloPad>(N - kHaloPad);
 }
 
 using parameters_t = Parameters<1>;
@@ -66,11 +67,11 @@ __device__ inline acc_t gradient_of(const parameters_t& parameters, const acc_t*
 }
 
 // The gradients of the first steps of a run, for the run before it: what a walk that begins there has not seen.
-template <Rows kRows>
-__device__ inline void gradients_above(const Gradients<kRows>& c, const parameters_t& parameters, uint32_t number, acc_t (&g)[kHalo + 1]) {
+template <int kRun, Rows kRows>
+__device__ inline void gradients_above(const Gradients<kRun, kRows>& c, const parameters_t& parameters, uint32_t number, acc_t (&g)[kHalo + 1]) {
     const auto above = c.run(number);
     const auto below = c.run(number - 1);
-    run_t x = above.load(c.x), dout = above.load(c.dout), before = below.load(c.x);
+    auto x = above.load(c.x), dout = above.load(c.dout), before = below.load(c.x);
     x = above.masked(x);
     dout = above.masked(dout);
     const tail_t halo = tail_of(below.masked(before));
@@ -81,8 +82,9 @@ __device__ inline void gradients_above(const Gradients<kRows>& c, const paramete
 }
 
 // Runs begin to end - 1 of a channel, from the end. Adds to `sums`.
-template <int kUnits, Rows kRows>
-__device__ inline void walk(const Gradients<kRows>& c, const parameters_t& parameters, int begin, int end, int count, acc_t (&sums)[kSums]) {
+template <int kUnits, int kRun, Rows kRows>
+__device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t& parameters, int begin, int end, int count, acc_t (&sums)[kSums]) {
+    using run_t = Packed<elem_t, kRun>;
     const int lane = lane_id();
     acc_t above[kHalo + 1] = {};  // gradients of lane 0 in the unit before
     if (lane == 0 && begin < end && end < count && !c.run(end).starts_row()) gradients_above(c, parameters, end, above);
@@ -104,8 +106,11 @@ __device__ inline void walk(const Gradients<kRows>& c, const parameters_t& param
 #pragma unroll
             for (int u = 0; u < kUnits; ++u) {
                 const int number = top - (u + 1) * kWarp + lane;
-                if (number >= needed) x[u] = c.run(number).masked(x[u]);
-                if (number >= begin) dout[u] = c.run(number).masked(dout[u]);
+                const auto run = c.run(number >= needed ? number : needed);
+                if (run.whole()) continue;
+                const run_t mask = run.mask();
+                x[u] &= mask;
+                dout[u] &= mask;
             }
             if (lane == kWarp - 1 && below >= needed) lowest = c.run(below).masked(lowest);
         }
@@ -147,7 +152,7 @@ __device__ inline void walk(const Gradients<kRows>& c, const parameters_t& param
     }
 }
 
-template <int kUnits, Rows kRows>
+template <int kUnits, int kWarps, int kRun, Rows kRows>
 __device__ inline void backward(const Params& p, const Divisor& runs, const Divisor& splits, uint32_t share) {
     __shared__ acc_t sums[kWarps][kSums];
     const uint32_t dim = splits(blockIdx.x), split = blockIdx.x - dim * splits.d;
@@ -159,7 +164,7 @@ __device__ inline void backward(const Params& p, const Divisor& runs, const Divi
     acc_t mine[kSums] = {};
     parameters_t parameters;
     parameters.load(p, dim);
-    walk<kUnits>(Gradients<kRows>(p, runs, dim), parameters, begin, end, count, mine);
+    walk<kUnits>(Gradients<kRun, kRows>(p, runs, dim), parameters, begin, end, count, mine);
 
     for (int s = 0; s < kSums; ++s) {
         for (int half = kWarp / 2; half > 0; half /= 2) mine[s] += shuffle_down(mine[s], half);
@@ -175,17 +180,15 @@ __device__ inline void backward(const Params& p, const Divisor& runs, const Divi
 }
 
 extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_warp_walk(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
-    backward<kUnits, Rows::aligned>(p, runs, splits, share);
+    backward<kUnits, kWarps, kShort, Rows::aligned>(p, runs, splits, share);
 }
 
-// Masks and places cost instructions, which more threads with less in flight hide better.
-constexpr int kFewer = kUnits > 1 ? kUnits / 2 : 1, kMore = sizeof(elem_t) == 2 ? 1024 : 768;
-
-extern "C" __global__ CC1D_BOUNDS(kBlock, kMore) void framed(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
-    backward<kFewer, Rows::framed>(p, runs, splits, share);
+// Masks and places cost instructions: long runs have fewer of them.
+extern "C" __global__ CC1D_BOUNDS(kFewer* kWarp, sizeof(elem_t) == 2 ? 768 : 640) void framed(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
+    backward<16 / kLong, kFewer, kLong, Rows::framed>(p, runs, splits, share);
 }
-extern "C" __global__ __launch_bounds__(kBlock) void scattered(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
-    backward<kFewer, Rows::scattered>(p, runs, splits, share);
+extern "C" __global__ __launch_bounds__(kFewer* kWarp) void scattered(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
+    backward<1, kFewer, kShort, Rows::scattered>(p, runs, splits, share);
 }
 
 constexpr int kReduceAcross = 32;
@@ -197,14 +200,16 @@ extern "C" __global__ __launch_bounds__(kBlock) void reduce(const Params p, inde
 struct Plan : RowPlan {
     index_t splits, share;  // blocks that share a channel; runs of a warp
 
-    explicit Plan(const Params& p)
-        : RowPlan(rows_of<kRun>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
-                                    {p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride},
-                                    {p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride}})) {
+    explicit Plan(const Params& p) {
+        const Strided tensors[] = {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
+                                   {p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride},
+                                   {p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride}};
+        static_cast<RowPlan&>(*this) = rows_of<kShort>(p, tensors);
+        if (rows == Rows::framed) runs = rows_of<kLong>(p, tensors).runs;
         const index_t count = p.batch * runs, needed = ceil_div(kEnough, p.dim), possible = ceil_div(count, kBlock * kUnits);
         splits = ceil_div(count, kShare);
         if (splits < needed) splits = needed < possible ? needed : possible;
-        share = ceil_div(count, splits * kWarps);
+        share = ceil_div(count, splits * (rows == Rows::aligned ? kWarps : kFewer));
     }
 };
 
@@ -213,16 +218,16 @@ static int64_t workspace_bytes(const Params& p) {
     return plan.splits > 1 ? plan.splits * kSums * p.dim * sizeof(acc_t) : 0;
 }
 
-template <auto Kernel>
+template <auto Kernel, int Warps>
 static void launch_walk(const Params& p, const Plan& plan, stream_t stream) {
-    launch<Kernel>(grid_of(p.dim * plan.splits), dim3(kBlock), stream, p, Divisor(plan.runs), Divisor(plan.splits), static_cast<uint32_t>(plan.share));
+    launch<Kernel>(grid_of(p.dim * plan.splits), dim3(Warps * kWarp), stream, p, Divisor(plan.runs), Divisor(plan.splits), static_cast<uint32_t>(plan.share));
 }
 
 static void launch_stage(int stage, const Params& p, stream_t stream) {
     const Plan plan(p);
-    if (stage == 0 && plan.rows == Rows::aligned) launch_walk<bwd_warp_walk>(p, plan, stream);
-    if (stage == 0 && plan.rows == Rows::framed) launch_walk<framed>(p, plan, stream);
-    if (stage == 0 && plan.rows == Rows::scattered) launch_walk<scattered>(p, plan, stream);
+    if (stage == 0 && plan.rows == Rows::aligned) launch_walk<bwd_warp_walk, kWarps>(p, plan, stream);
+    if (stage == 0 && plan.rows == Rows::framed) launch_walk<framed, kFewer>(p, plan, stream);
+    if (stage == 0 && plan.rows == Rows::scattered) launch_walk<scattered, kFewer>(p, plan, stream);
     if (stage == 1 && plan.splits > 1) launch<reduce>(grid_of_sums<kReduceAcross>(p), dim3(kBlock), stream, p, plan.splits);
 }
 

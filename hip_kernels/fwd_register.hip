@@ -16,7 +16,8 @@
 
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kHalo = kWidth - 1;
-constexpr int kRun = kHalo > kVec ? 2 * kVec : kVec * CC1D_VECTORS;  // neighbouring elements of a thread
+constexpr int kVectors = kStates || kWidth > 4 ? 2 : CC1D_VECTORS;  // two, where a run costs more than its elements
+constexpr int kRun = kVec * kVectors;                              // neighbouring elements of a thread
 constexpr int kHaloPad = kHalo > kVec ? 2 * kVec : kVec;  // whole vectors that hold the halo
 static_assert(kHalo <= kRun && kHalo <= kHaloPad, "the halo lies in one run");
 static_assert(!kChannelLast, "rows run along the sequence");
@@ -45,8 +46,8 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
     const bool exists = place < count;  // the others stay for the shuffle, and do the first run again
     const uint32_t number = exists ? place : 0;
     const uint32_t row = runs(number), batch = dims(row), dim = row - batch * dims.d;
-    const Channel x(p, p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride, dim);
-    const Channel out(p, p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride, dim);
+    const Channel x(p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride, dim);
+    const Channel out(p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride, dim);
     const Run<kRun, kRows> run(x, batch, number - row * runs.d, static_cast<int>(p.seqlen));
     const auto before = run.template before<kHaloPad>();
 

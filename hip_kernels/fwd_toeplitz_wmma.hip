@@ -62,8 +62,8 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
     Exchange& exchange = exchanges[threadIdx.x / kWarp];
     if (batch >= p.batch) return;  // a whole wave goes
 
-    const Channel x(p, p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride, dim);
-    const Channel out(p, p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride, dim);
+    const Channel x(p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride, dim);
+    const Channel out(p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride, dim);
     const Run<kVec, kRows> run(x, batch, (number - row * runs.d) * (kRun / kVec), static_cast<int>(p.seqlen));  // its first vector
     if (run.t >= run.seqlen) return;  // the frame needed no further run
     const auto vector_at = [&](int v) { return run.after(v * kStep + lane * kVec); };

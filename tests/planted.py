@@ -264,19 +264,25 @@ BUGS = (
         "x of the row before taken", "bwd_warp_walk", "run.starts_row() ? 0 : received", "received", batch=3, seqlen=128
     ),
     _bug("x before the share forgotten", "bwd_warp_walk", "begin > 0 ? begin - 1 : 0", "begin", seqlen=128),
-    _bug("gradient past the share forgotten", "bwd_warp_walk", "gradients_above(c, parameters, end, above);", ";"),
+    _bug(
+        "gradient past the share forgotten",
+        "bwd_warp_walk",
+        "gradients_above(c, parameters, end, above);",
+        ";",
+        batch=1,
+    ),
     _bug("a warp left out of the sums", "bwd_warp_walk", "for (int w = 1; w < kWarps", "for (int w = 2; w < kWarps"),
     _bug(
         "the rest of a row's last run not masked",
         "bwd_warp_walk",
-        "v.keep(first(), last());",
-        "v.keep(first(), N);",
+        "run_t::mask(first(), last())",
+        "run_t::mask(first(), N)",
         file="include/cc1d/frame.h",
         view="misaligned",
         seqlen=130,
     ),
     _bug(
-        "past the end of a row written", "bwd_warp_walk", "i < end) *to", "i <= end) *to", file="include/cc1d/frame.h"
+        "past the end of a row written", "bwd_warp_walk", "j < end) to[j", "j <= end) to[j", file="include/cc1d/frame.h"
     ),
     _bug("walk does not look past its end", "bwd_persistent", "end + kHalo < p.seqlen ? end + kHalo : p.seqlen", "end"),
     _bug("what it looks at counts twice", "bwd_persistent", "dx_of(s, t + s < end)", "dx_of(s, true)"),

@@ -1,8 +1,8 @@
 // Rows that run along the sequence, in whole vectors whatever address they begin at.
 //
 // A convolution is shift invariant, so a row that does not begin on a 16-byte boundary keeps the aligned frame of memory and
-// starts a few elements early. The first and the last run of a row are read whole, too, where that cannot leave the tensor's
-// pages, and masked; they are stored element by element.
+// starts a few elements early. The first and the last vector of a row are read whole, too, and masked; they are stored
+// element by element.
 //
 //   row    . . [ x x x x x x x x x x x x x x x x x ] . .      of memory; | marks 16 bytes
 //   frame  |       |       |       |       |       |          lead: the two elements before [
@@ -17,14 +17,9 @@ enum class Rows { aligned, framed, scattered };
 struct Channel {
     elem_t* first;
     index_t batch_stride, seq_stride;
-    const elem_t *begin, *end;  // of the tensor's memory
 
-    __device__ Channel(const Params& p, const void* tensor, index_t batch_stride, index_t dim_stride, index_t seq_stride, index_t dim)
-        : first(static_cast<elem_t*>(const_cast<void*>(tensor)) + dim * dim_stride),
-          batch_stride(batch_stride),
-          seq_stride(seq_stride),
-          begin(static_cast<const elem_t*>(tensor)),
-          end(begin + (p.batch - 1) * batch_stride + (p.dim - 1) * dim_stride + (p.seqlen - 1) * seq_stride + 1) {}
+    __device__ Channel(const void* tensor, index_t batch_stride, index_t dim_stride, index_t seq_stride, index_t dim)
+        : first(static_cast<elem_t*>(const_cast<void*>(tensor)) + dim * dim_stride), batch_stride(batch_stride), seq_stride(seq_stride) {}
 };
 
 // `N` neighbouring steps of a row from step `t` on, which may be below 0. What exists of them lies from first() to before last().
@@ -54,28 +49,27 @@ struct Run {
     __device__ static index_t step(const Channel& c) { return kRows == Rows::scattered ? c.seq_stride : 1; }
     __device__ elem_t* place_in(const Channel& c) const { return c.first + batch * c.batch_stride + t * step(c); }
 
-    // Whether what lies beside the row can be read with it. One vector that holds something of the tensor lies in its pages; of
-    // two, one may not.
-    __device__ static bool is_safe(const Channel& c, const elem_t* from) { return N == kVec || (from >= c.begin && from + N <= c.end); }
-
-    // With what lies beside the row. Masked apart from it, so that loads go together.
+    // With what lies beside the row: a vector that holds something of the tensor lies in its pages. Masked apart from it, so that
+    // loads go together.
     __device__ run_t load(const Channel& c) const {
         const elem_t* from = place_in(c);
         if (kRows == Rows::aligned) return run_t::load(from);
-        const int begin = first(), end = last();
         run_t v = run_t::zero();
-        if (kRows == Rows::framed && is_safe(c, from)) {
-            if (begin < end) v = run_t::load(from);
-            return v;
+        const int begin = first(), end = last();
+        if (kRows == Rows::framed) {
+            for (int i = 0; i < N; i += kVec)
+                if (i < end && i + kVec > begin) v.set(i, Packed<elem_t, kVec>::load(from + i));
+        } else {
+            for (int i = 0; i < N; ++i, from += step(c))
+                if (i >= begin && i < end) v.put(i, *from);
         }
-        for (int i = 0; i < N; ++i, from += step(c))
-            if (i >= begin && i < end) v.put(i, *from);
         return v;
     }
 
-    // Zero beside the row.
+    // All bits of what exists.
+    __device__ run_t mask() const { return run_t::mask(first(), last()); }
     __device__ run_t masked(run_t v) const {
-        if (kRows == Rows::framed && !whole()) v.keep(first(), last());
+        if (kRows == Rows::framed && !whole()) v &= mask();
         return v;
     }
 
@@ -83,8 +77,14 @@ struct Run {
         elem_t* to = place_in(c);
         if (kRows == Rows::aligned || (kRows == Rows::framed && whole())) return v.store(to);
         const int begin = first(), end = last();
-        for (int i = 0; i < N; ++i, to += step(c))
-            if (i >= begin && i < end) *to = v.get(i);
+        for (int i = 0; i < N; i += kVec) {
+            if (kRows == Rows::framed && i >= begin && i + kVec <= end) {
+                v.template part<kVec>(i).store(to + i);
+                continue;
+            }
+            for (int j = i; j < i + kVec; ++j)
+                if (j >= begin && j < end) to[j * step(c)] = v.get(j);
+        }
     }
 };
 

@@ -59,23 +59,36 @@ struct Packed {
         else return to_float(bits_as<T>(static_cast<uint16_t>(words[i / 2] >> (i % 2 ? 16 : 0))));
     }
 
-    // Zero outside [first, last): by selection, since what lies there may be a NaN.
-    __device__ void keep(int first, int last) {
+    // All bits of the elements [first, last). A mask, since what lies outside may be a NaN.
+    __device__ static Packed mask(int first, int last) {
+        Packed m;
         for (int w = 0; w < kWords; ++w) {
-            if constexpr (sizeof(T) == 4) {
-                words[w] = w >= first && w < last ? words[w] : 0;
-            } else {
-                const uint32_t low = 2 * w >= first && 2 * w < last ? 0x0000ffffu : 0;
-                const uint32_t high = 2 * w + 1 >= first && 2 * w + 1 < last ? 0xffff0000u : 0;
-                words[w] &= low | high;
-            }
+            const auto holds = [&](int i) { return i >= first && i < last; };
+            if constexpr (sizeof(T) == 4) m.words[w] = holds(w) ? ~0u : 0;
+            else m.words[w] = (holds(2 * w) ? 0x0000ffffu : 0) | (holds(2 * w + 1) ? 0xffff0000u : 0);
         }
+        return m;
+    }
+    __device__ void operator&=(const Packed& mask) {
+        for (int w = 0; w < kWords; ++w) words[w] &= mask.words[w];
     }
 
     // For an element at a time; starts from zero words.
     __device__ void put(int i, T v) {
         if constexpr (sizeof(T) == 4) words[i] = bits_as<uint32_t>(v);
         else words[i / 2] |= static_cast<uint32_t>(bits_as<uint16_t>(v)) << (i % 2 ? 16 : 0);
+    }
+
+    // `M` neighbouring elements of it.
+    template <int M>
+    __device__ Packed<T, M> part(int i) const {
+        Packed<T, M> p;
+        for (int w = 0; w < Packed<T, M>::kWords; ++w) p.words[w] = words[i / kPerWord + w];
+        return p;
+    }
+    template <int M>
+    __device__ void set(int i, const Packed<T, M>& part) {
+        for (int w = 0; w < Packed<T, M>::kWords; ++w) words[i / kPerWord + w] = part.words[w];
     }
 
     __device__ T get(int i) const {
