@@ -204,8 +204,7 @@ struct Plan : RowPlan {
         const Strided tensors[] = {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
                                    {p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride},
                                    {p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride}};
-        static_cast<RowPlan&>(*this) = rows_of<kShort>(p, tensors);
-        if (rows == Rows::framed) runs = rows_of<kLong>(p, tensors).runs;
+        static_cast<RowPlan&>(*this) = rows_of<kShort, kLong>(p, tensors);
         const index_t count = p.batch * runs, needed = ceil_div(kEnough, p.dim), possible = ceil_div(count, kBlock * kUnits);
         splits = ceil_div(count, kShare);
         if (splits < needed) splits = needed < possible ? needed : possible;

@@ -16,18 +16,18 @@
 
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kHalo = kWidth - 1;
-constexpr int kVectors = kStates || kWidth > 4 ? 2 : CC1D_VECTORS;  // two, where a run costs more than its elements
-constexpr int kRun = kVec * kVectors;                              // neighbouring elements of a thread
+constexpr int kLong = 2 * kVec;                                             // neighbouring elements of a thread where a run costs more
+constexpr int kShort = kStates || kWidth > 4 ? kLong : kVec * CC1D_VECTORS;  // than its elements, as in framed rows; and where it does not
 constexpr int kHaloPad = kHalo > kVec ? 2 * kVec : kVec;  // whole vectors that hold the halo
-static_assert(kHalo <= kRun && kHalo <= kHaloPad, "the halo lies in one run");
+static_assert(kHalo <= kShort && kHalo <= kHaloPad, "the halo lies in one run");
 static_assert(!kChannelLast, "rows run along the sequence");
 // With states as many threads to a multiprocessor as 48 registers allow; else the compiler's own choice is as good.
 constexpr int kMinBlocks = kStates && !kSeqIdx && kWidth <= 4 ? 1280 / kBlock : 0;
-using run_t = Packed<elem_t, kRun>;
 using halo_t = Packed<elem_t, kHaloPad>;
 
 // The initial state, where steps below 0 lie: in the halo, and at the front of a run whose frame begins early (both hold 0).
-__device__ inline void put_initial_states(const Params& p, index_t batch, index_t dim, int t, halo_t& halo, run_t& own) {
+template <int kRun>
+__device__ inline void put_initial_states(const Params& p, index_t batch, index_t dim, int t, halo_t& halo, Packed<elem_t, kRun>& own) {
     if (!p.initial_states) return;
     const index_t stride = p.initial_states_width_stride;
     const elem_t* step0 = static_cast<const elem_t*>(p.initial_states) + batch * p.initial_states_batch_stride +
@@ -40,8 +40,9 @@ __device__ inline void put_initial_states(const Params& p, index_t batch, index_
 }
 
 // `count`: runs of all rows.
-template <Rows kRows>
+template <Rows kRows, int kRun>
 __device__ inline void convolve(const Params& p, const Divisor& runs, const Divisor& dims, uint32_t count) {
+    using run_t = Packed<elem_t, kRun>;
     const uint32_t place = blockIdx.x * kBlock + threadIdx.x;
     const bool exists = place < count;  // the others stay for the shuffle, and do the first run again
     const uint32_t number = exists ? place : 0;
@@ -89,13 +90,13 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
 }
 
 extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void fwd_register(const Params p, const Divisor runs, const Divisor dims, uint32_t count) {
-    convolve<Rows::aligned>(p, runs, dims, count);
+    convolve<Rows::aligned, kShort>(p, runs, dims, count);
 }
 extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void framed(const Params p, const Divisor runs, const Divisor dims, uint32_t count) {
-    convolve<Rows::framed>(p, runs, dims, count);
+    convolve<Rows::framed, kLong>(p, runs, dims, count);
 }
 extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void scattered(const Params p, const Divisor runs, const Divisor dims, uint32_t count) {
-    convolve<Rows::scattered>(p, runs, dims, count);
+    convolve<Rows::scattered, kShort>(p, runs, dims, count);
 }
 
 constexpr int64_t kMaxNumbers = int64_t{1} << 31;  // of runs: what Divisor divides
@@ -119,7 +120,7 @@ static void launch_runs(const Params& p, index_t runs, stream_t stream) {
 }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
-    const RowPlan plan = rows_of<kRun>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, {p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride}});
+    const RowPlan plan = rows_of<kShort, kLong>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, {p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride}});
     launch_marks(p, stream);
     if (plan.rows == Rows::aligned) launch_runs<fwd_register>(p, plan.runs, stream);
     if (plan.rows == Rows::framed) launch_runs<framed>(p, plan.runs, stream);

@@ -90,14 +90,15 @@ struct Run {
 
 struct RowPlan {
     Rows rows;
-    index_t runs;  // of `N` elements, of a row
+    index_t runs;  // of a row
 };
 
-// How the rows of some tensors lie, the first of which sets the frame.
-template <int N, int Count>
+// How the rows of some tensors lie, the first of which sets the frame: in runs of `N` elements, of `Framed` where they are framed.
+template <int N, int Framed = N, int Count>
 RowPlan rows_of(const Params& p, const Strided (&tensors)[Count]) {
     for (const Strided& tensor : tensors)
         if (!tensor.alike(tensors[0])) return {Rows::scattered, ceil_div(p.seqlen, N)};
-    if (tensors[0].aligned()) return {p.seqlen % N == 0 ? Rows::aligned : Rows::framed, ceil_div(p.seqlen, N)};
-    return {Rows::framed, ceil_div(p.seqlen + kVec - 1, N)};
+    const bool aligned = tensors[0].aligned();
+    if (aligned && p.seqlen % N == 0) return {Rows::aligned, p.seqlen / N};
+    return {Rows::framed, ceil_div(p.seqlen + (aligned ? 0 : kVec - 1), Framed)};
 }
