@@ -20,7 +20,7 @@ constexpr int kSteps = CC1D_STEPS;
 constexpr int kAcross = CC1D_ACROSS;      // threads side by side along the channels
 constexpr int kDown = kBlock / kAcross;   // threads below one another along the sequence
 constexpr int kHalo = kWidth - 1;
-constexpr int kResident = kWidth > 4 ? 512 : CC1D_RESIDENT;  // threads that are to fit on a multiprocessor: bounds the registers
+constexpr int kResident = kWidth > 4 ? 640 : CC1D_RESIDENT;  // threads that are to fit on a multiprocessor: bounds the registers
 constexpr int kLanes = CC1D_BYTES / sizeof(elem_t);  // channels of a thread
 using lanes_t = Packed<elem_t, kLanes>;
 static_assert(kChannelLast, "a thread's channels lie side by side");
