@@ -191,15 +191,18 @@ def test_more_than_two_to_the_32_elements(last: bool) -> None:
 # --- what a call costs the host -------------------------------------------------------------------
 
 
-def _cost_us(call: Callable[[], Any], repeats: int = 2000) -> float:
-    """Microseconds a call, best of five rounds with nothing waited for within a round."""
-    best = float("inf")
-    for _ in range(5):
+def _costs_us(calls: dict[str, Callable[[], Any]], rounds: int = 10, repeats: int = 400) -> dict[str, float]:
+    """Microseconds a call, best of some rounds with nothing waited for within a round.
+
+    In turns: what disturbs the host for a while disturbs all of them.
+    """
+    best = dict.fromkeys(calls, float("inf"))
+    for name in list(calls) * rounds:
         torch.cuda.synchronize()
         started = time.perf_counter()
-        for _ in range(repeats // 5):
-            call()
-        best = min(best, (time.perf_counter() - started) / (repeats // 5) * 1e6)
+        for _ in range(repeats):
+            calls[name]()
+        best[name] = min(best[name], (time.perf_counter() - started) / repeats * 1e6)
     torch.cuda.synchronize()
     return best
 
@@ -209,15 +212,14 @@ def test_a_call_costs_the_host_little() -> None:
     leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
     state = torch.zeros(1, 64, 3, dtype=x.dtype, device="cuda")
     filters = weight[:, None].contiguous()
-    costs = {
-        "causal_conv1d_fn": _cost_us(lambda: causal_conv1d_fn(x, weight, bias, activation="silu")),
-        "causal_conv1d_fn, recording": _cost_us(lambda: causal_conv1d_fn(*leaves, activation="silu")),
-        "causal_conv1d_update": _cost_us(lambda: causal_conv1d_update(x[..., 0], state, weight, bias, "silu")),
-        "torch operator": _cost_us(
-            lambda: torch.ops.cc1d_lab.conv(x, weight, bias, None, None, False, True, "auto", "auto")
-        ),
-        "F.conv1d + SiLU": _cost_us(lambda: F.silu(F.conv1d(x, filters, bias, padding=3, groups=64)[..., :64])),
+    calls = {
+        "causal_conv1d_fn": lambda: causal_conv1d_fn(x, weight, bias, activation="silu"),
+        "causal_conv1d_fn, recording": lambda: causal_conv1d_fn(*leaves, activation="silu"),
+        "causal_conv1d_update": lambda: causal_conv1d_update(x[..., 0], state, weight, bias, "silu"),
+        "torch operator": lambda: torch.ops.cc1d_lab.conv(x, weight, bias, None, None, False, True, "auto", "auto"),
+        "F.conv1d + SiLU": lambda: F.silu(F.conv1d(x, filters, bias, padding=3, groups=64)[..., :64]),
     }
+    costs = _costs_us(calls)
     for name, cost in costs.items():
         print(f"\n{name:30s}{cost:8.1f} us a call", end="")
     assert costs["causal_conv1d_fn"] <= 15
