@@ -281,7 +281,7 @@ def test_rocprofv3_traces_first_and_then_counts_group_by_group(tmp_path: Path) -
         list(group) for group in readers.AMD_COUNTERS
     ]
     assert all(p.command[-4:] == target and not p.needed for p in counting)
-    assert r"^(fwd_register)\b" in counting[0].command
+    assert r"^(fwd_register|framed|scattered|mark)\b" in counting[0].command
 
 
 def test_torch_watches_the_times_on_nvidia_and_ncu_counts(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_torch_watches_the_times_on_nvidia_and_ncu_counts(tmp_path: Path) -> Non
     assert times.command[1:3] == ["-m", "cc1d_lab.profiler.target"]
     assert times.command[-1] == str(tmp_path / "trace.json")
     assert counting.command[:4] == ["ncu", "--csv", "--page", "raw"]
-    assert r"regex:^(fwd_register)\b" in counting.command
+    assert r"regex:^(fwd_register|framed|scattered|mark)\b" in counting.command
     assert readers.NVIDIA_MEMORY in counting.command[counting.command.index("--metrics") + 1]
 
 

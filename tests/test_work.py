@@ -145,7 +145,8 @@ def test_variants_differ_in_what_they_load_as_their_ideas_say() -> None:
     # A thread of the naive kernel reads every x again for each of the 4 taps, with the weight.
     assert table.load_bytes["fwd_naive"] == pytest.approx(16.0, abs=2.0)
     for kernel in ("fwd_shared_memory", "fwd_channel_last", "fwd_register", "fwd_raster"):
-        assert 2.0 <= table.load_bytes[kernel] < 4.0, kernel
+        # fwd_register: with the halo, a vector that the first lane of a wave alone loads.
+        assert 2.0 <= table.load_bytes[kernel] <= (5.5 if kernel == "fwd_register" else 4.0), kernel
         assert table.store_bytes[kernel] == 2.0
         assert 9.0 <= table.float_ops[kernel] <= 9.0 + 13.0, "width 4, bias, SiLU"
     for kernel in ("gemm", "fwd_im2col_fused_wmma", "fwd_toeplitz_wmma"):
