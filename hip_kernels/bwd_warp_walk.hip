@@ -19,10 +19,10 @@
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kResident = sizeof(elem_t) == 2 ? 768 : 512;  // threads that are to fit on a multiprocessor: bounds the registers
 constexpr int kHalo = kWidth - 1;
-constexpr int kShort = kHalo > kVec ? 2 * kVec : kVec;                     // elements of a run
-constexpr int kLong = sizeof(elem_t) == 2 ? 2 * kVec : kShort;             // where rows are framed
-constexpr int kUnits = CC1D_STEPS / kShort;  // runs of a lane in flight, of x and dout each
-constexpr int kWarps = kBlock / kWarp;                 // of a block
+constexpr int kShort = kHalo > kVec ? 2 * kVec : kVec;          // elements of a run
+constexpr int kLong = sizeof(elem_t) == 2 ? 2 * kVec : kShort;  // where rows are framed
+constexpr int kUnits = CC1D_STEPS / kShort;                     // runs of a lane in flight, of x and dout each
+constexpr int kWarps = kBlock / kWarp;                          // of a block
 constexpr int kFewer = kWarps > 1 ? kWarps / 2 : 1;  // where rows are framed: each warp's last unit costs as much as a whole one
 constexpr index_t kShare = 4096;  // runs of a block, at most
 constexpr index_t kEnough = 256;  // blocks that keep a GPU busy

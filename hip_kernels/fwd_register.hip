@@ -3,7 +3,8 @@
 // All vectors of all rows are numbered, along the sequence first, and a thread takes one run of them: no lane idles,
 // and neighbouring blocks touch neighbouring memory. The `width - 1` elements before its run a thread gets from the lane below by
 // shuffle; the first lane of a wave loads them. Rows that do not begin on a 16-byte boundary keep the aligned frame of
-// memory (frame.h). Where sequences begin, a first kernel writes down as bits (sequences.h). An initial state enters where a row begins; who holds a row's end writes its final state.
+// memory (frame.h). Where sequences begin, a first kernel writes down as bits (sequences.h). An initial state enters where a row
+// begins; who holds a row's end writes its final state.
 //
 //   row    . . [ x x x x x x x x x x x x x x x x x ] . .      of memory; | marks 16 bytes
 //   frame  |       |       |       |       |       |
@@ -16,8 +17,8 @@
 
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kHalo = kWidth - 1;
-constexpr int kLong = 2 * kVec;                                             // neighbouring elements of a thread where a run costs more
-constexpr int kShort = kStates || kWidth > 4 ? kLong : kVec * CC1D_VECTORS;  // than its elements, as in framed rows; and where it does not
+// Neighbouring elements of a thread: more where a run costs more than its elements, as in framed rows.
+constexpr int kLong = 2 * kVec, kShort = kStates || kWidth > 4 ? kLong : kVec * CC1D_VECTORS;
 constexpr int kHaloPad = kHalo > kVec ? 2 * kVec : kVec;  // whole vectors that hold the halo
 static_assert(kHalo <= kShort && kHalo <= kHaloPad, "the halo lies in one run");
 static_assert(!kChannelLast, "rows run along the sequence");
