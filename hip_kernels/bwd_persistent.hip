@@ -25,37 +25,36 @@ constexpr int kResident = 384;            // threads that are to fit on a multip
 constexpr int kHalo = kWidth - 1;
 constexpr int kDown = kBlock / kAcross;  // walkers of a block
 constexpr index_t kShortest = 8;         // steps of a walker at least
-using lanes_t = Packed<elem_t, kLanes>;
 static_assert(kChannelLast, "a thread's channels lie side by side");
 
 // What a thread carries from step to step. x and gradient: the last kHalo steps, oldest first.
+template <Channels kHow>
 struct Walker {
+    using Row = ChannelRow<kHow, kLanes, kAcross>;
     const Params& p;
-    index_t dim;
-    int channels;      // that exist from dim on
-    bool first, last;       // of its row of lanes
+    OwnChannels<kHow, kLanes, kAcross> own;
     Parameters<kLanes> parameters;
     acc_t x[kHalo + 1][kLanes], gradient[kHalo + 1][kLanes], sums[kSums][kLanes];
 };
 
 template <Channels kHow, int kSteps>
 struct Rows {
-    ChannelLoad<kHow, kLanes> x[kSteps], dout[kSteps];
+    typename Walker<kHow>::Row x[kSteps], dout[kSteps];
 
     // Steps t to t + kSteps - 1, as zero from `end` on.
-    __device__ void load(const Walker& w, const elem_t* x_at_t, const elem_t* dout_at_t, index_t t, index_t end) {
+    __device__ void load(const Walker<kHow>& w, const elem_t* x_at_t, const elem_t* dout_at_t, index_t t, index_t end) {
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
-            const int channels = t + s < end ? w.channels : 0;
-            x[s].load(x_at_t + s * w.p.x_seq_stride, w.p.x_dim_stride, channels);
-            dout[s].load(dout_at_t + s * w.p.dout_seq_stride, w.p.dout_dim_stride, channels);
+            const int count = t + s < end ? w.own.count : 0;
+            x[s].load(x_at_t + s * w.p.x_seq_stride, w.p.x_dim_stride, count);
+            dout[s].load(dout_at_t + s * w.p.dout_seq_stride, w.p.dout_dim_stride, count);
         }
     }
 };
 
-// One step: its x and dout join the windows. Returns dx of the step kHalo before. `counts`: it is one of this walker's.
-__device__ inline lanes_t advance(Walker& w, const lanes_t& x, const lanes_t& dout, bool counts) {
-    acc_t result[kLanes];
+// One step: its x and dout join the windows. dx of the step kHalo before. `counts`: it is one of this walker's.
+template <Channels kHow, typename Row = typename Walker<kHow>::Row>
+__device__ inline void advance(Walker<kHow>& w, const Row& x, const Row& dout, bool counts, acc_t (&dx)[kLanes]) {
     for (int i = 0; i < kLanes; ++i) {
         w.x[kHalo][i] = x.at(i);
         acc_t g = dout.at(i);
@@ -65,8 +64,8 @@ __device__ inline lanes_t advance(Walker& w, const lanes_t& x, const lanes_t& do
             g *= activate_slope(sum);
         }
         w.gradient[kHalo][i] = g;
-        result[i] = 0;
-        for (int k = kWidth; k-- > 0;) result[i] += w.parameters.weight(i, kHalo - k) * w.gradient[k][i];
+        dx[i] = 0;
+        for (int k = kWidth; k-- > 0;) dx[i] += w.parameters.weight(i, kHalo - k) * w.gradient[k][i];
         if (counts) {
             for (int k = 0; k < kWidth; ++k) w.sums[k][i] += g * w.x[k][i];
             w.sums[kWidth][i] += g;
@@ -76,48 +75,42 @@ __device__ inline lanes_t advance(Walker& w, const lanes_t& x, const lanes_t& do
             w.gradient[k][i] = w.gradient[k + 1][i];
         }
     }
-    return lanes_t::from(result);
 }
 
 // Steps begin to end - 1 of one batch element.
 template <Channels kHow>
-__device__ inline void walk(Walker& w, index_t batch, index_t begin, index_t end) {
+__device__ inline void walk(Walker<kHow>& w, index_t batch, index_t begin, index_t end) {
+    using Row = typename Walker<kHow>::Row;
     const Params& p = w.p;
-    const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + w.dim * p.x_dim_stride + begin * p.x_seq_stride;
-    const elem_t* dout = static_cast<const elem_t*>(p.dout) + batch * p.dout_batch_stride + w.dim * p.dout_dim_stride + begin * p.dout_seq_stride;
-    elem_t* dx = static_cast<elem_t*>(p.dx) + batch * p.dx_batch_stride + w.dim * p.dx_dim_stride + (begin - kHalo) * p.dx_seq_stride;
+    const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + w.own.dim * p.x_dim_stride + begin * p.x_seq_stride;
+    const elem_t* dout = static_cast<const elem_t*>(p.dout) + batch * p.dout_batch_stride + w.own.dim * p.dout_dim_stride + begin * p.dout_seq_stride;
+    elem_t* dx = static_cast<elem_t*>(p.dx) + batch * p.dx_batch_stride + w.own.dim * p.dx_dim_stride + (begin - kHalo) * p.dx_seq_stride;
     const index_t seen = end + kHalo < p.seqlen ? end + kHalo : p.seqlen;  // past it there is nothing, and no gradient
-    for (int k = 0; k < kHalo; ++k) {
-        const elem_t* from = x + (k - kHalo) * p.x_seq_stride;
-        ChannelLoad<kHow, kLanes> before;
-        before.load(from, p.x_dim_stride, begin - kHalo + k >= 0 ? w.channels : 0);
-        for (int i = 0; i < kLanes; ++i) {
-            w.x[k][i] = before.value(from).at(i);
-            w.gradient[k][i] = 0;
-        }
-    }
-
-    constexpr int kSteps = kHow == Channels::scattered ? 1 : kHow == Channels::shifted ? 2 : kTogether;
+    constexpr int kSteps = kHow == Channels::scattered ? 1 : kHow == Channels::apart ? 3 : kTogether;
+    Row before[kHalo + 1];
+    for (int k = 0; k < kHalo; ++k) before[k].load(x + (k - kHalo) * p.x_seq_stride, p.x_dim_stride, begin - kHalo + k >= 0 ? w.own.count : 0);
     Rows<kHow, kSteps> rows;
     rows.load(w, x, dout, begin, seen);
-    const auto dx_of = [&](int s, bool counts) {
-        return advance(w, rows.x[s].value(x + s * p.x_seq_stride), rows.dout[s].value(dout + s * p.dout_seq_stride), counts);
-    };
-    const auto store = [&](int s, const lanes_t& v) {
-        store_channels<kHow, kLanes>(dx + s * p.dx_seq_stride, v, p.dx_dim_stride, w.channels, w.first, w.last);
+    for (int k = 0; k < kHalo; ++k)
+        for (int i = 0; i < kLanes; ++i) {
+            w.x[k][i] = before[k].at(i);
+            w.gradient[k][i] = 0;
+        }
+
+    const auto step = [&](int s, bool counts, bool stores) {
+        acc_t dx_before[kLanes];
+        advance(w, rows.x[s], rows.dout[s], counts, dx_before);
+        if (stores) Row::store(dx + s * p.dx_seq_stride, p.dx_dim_stride, w.own.count, dx_before);
     };
     for (index_t t = begin; t < end + kHalo; t += kSteps) {
         Rows<kHow, kSteps> next;
         if (kAhead) next.load(w, x + kSteps * p.x_seq_stride, dout + kSteps * p.dout_seq_stride, t + kSteps, seen);
         if (t - kHalo >= begin && t + kSteps <= end) {  // all in the middle
 #pragma unroll
-            for (int s = 0; s < kSteps; ++s) store(s, dx_of(s, true));
+            for (int s = 0; s < kSteps; ++s) step(s, true, true);
         } else {
 #pragma unroll
-            for (int s = 0; s < kSteps; ++s) {
-                const lanes_t v = dx_of(s, t + s < end);
-                if (t + s - kHalo >= begin && t + s - kHalo < end) store(s, v);
-            }
+            for (int s = 0; s < kSteps; ++s) step(s, t + s < end, t + s - kHalo >= begin && t + s - kHalo < end);
         }
         x += kSteps * p.x_seq_stride;
         dout += kSteps * p.dout_seq_stride;
@@ -129,7 +122,7 @@ __device__ inline void walk(Walker& w, index_t batch, index_t begin, index_t end
 
 // Steps first to last - 1 of the line of all batch elements.
 template <Channels kHow>
-__device__ inline void walk_all(Walker& w, index_t first, index_t last) {
+__device__ inline void walk_all(Walker<kHow>& w, index_t first, index_t last) {
     while (first < last) {
         const index_t batch = first / w.p.seqlen, begin = first - batch * w.p.seqlen;
         const index_t end = begin + (last - first) < w.p.seqlen ? begin + (last - first) : w.p.seqlen;
@@ -142,18 +135,19 @@ __device__ inline void walk_all(Walker& w, index_t first, index_t last) {
 template <Channels kHow>
 __device__ inline void backward(const Params& p, uint32_t slabs, index_t share) {
     __shared__ acc_t sums[kDown][kAcross * kLanes];
+    start_next();
     const uint32_t part = blockIdx.x / slabs, slab = blockIdx.x - part * slabs;
     const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross;
-    const index_t dim = (index_t(slab) * kAcross + across) * kLanes, lines = p.batch * p.seqlen;
+    const index_t lines = p.batch * p.seqlen;
     const index_t first = (index_t(part) * kDown + down) * share, last = first + share < lines ? first + share : lines;
 
-    const int lane = lane_id();
-    Walker w{p, dim, clamped<-kLanes, kLanes>(p.dim - dim), across == 0 || lane == 0, across == kAcross - 1 || lane == kWarp - 1};
+    Walker<kHow> w{p, {p, slab, across}};
     for (int s = 0; s < kSums; ++s)
         for (int i = 0; i < kLanes; ++i) w.sums[s][i] = 0;
-    if (kHow == Channels::vectors) w.parameters.load(p, dim);
-    else w.parameters.load(p, dim < p.dim ? dim : 0, dim < p.dim ? w.channels : 1);
-    if (kHow == Channels::shifted || dim < p.dim) walk_all<kHow>(w, first, last);  // with shifts all lanes walk
+    if (w.own.count > 0) {
+        w.parameters.load(p, w.own.dim, kHow == Channels::scattered ? w.own.count : kLanes, w.own.kStep);
+        walk_all<kHow>(w, first, last);
+    }
 
 #pragma unroll
     for (int s = 0; s < kSums; ++s) {
@@ -163,10 +157,10 @@ __device__ inline void backward(const Params& p, uint32_t slabs, index_t share) 
         }
         if (down == 0)
             for (int i = 0; i < kLanes; ++i) {
-                if (i >= w.channels) continue;
+                if (i >= w.own.count) continue;
                 acc_t sum = w.sums[s][i];
                 for (int row = 1; row < kDown; ++row) sum += sums[row][across * kLanes + i];
-                *partial_sum(p, part, s, dim + i) = sum;
+                *partial_sum(p, part, s, w.own.dim + i * w.own.kStep) = sum;
             }
         if (kDown > 1) __syncthreads();
     }
@@ -175,8 +169,8 @@ __device__ inline void backward(const Params& p, uint32_t slabs, index_t share) 
 extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const Params p, uint32_t slabs, index_t share) {
     backward<Channels::vectors>(p, slabs, share);
 }
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void shifted(const Params p, uint32_t slabs, index_t share) {
-    backward<Channels::shifted>(p, slabs, share);
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void apart(const Params p, uint32_t slabs, index_t share) {
+    backward<Channels::apart>(p, slabs, share);
 }
 extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void scattered(const Params p, uint32_t slabs, index_t share) {
     backward<Channels::scattered>(p, slabs, share);
@@ -185,6 +179,7 @@ extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void scattered(const Params
 constexpr int kReduceAcross = 32, kReduceDown = 8;
 
 extern "C" __global__ __launch_bounds__(kReduceAcross* kReduceDown) void reduce(const Params p, index_t parts) {
+    wait_for_previous();
     add_partial_sums<kReduceAcross, kReduceDown>(p, parts);
 }
 
@@ -199,9 +194,9 @@ struct Plan {
 };
 
 static Channels how(const Params& p) {
-    return channels_of<kLanes>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
-                                   {p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride},
-                                   {p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride}});
+    return channels_of<kLanes, kAcross>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
+                                            {p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride},
+                                            {p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride}});
 }
 
 static int64_t workspace_bytes(const Params& p) { return Plan(p).parts * kSums * p.dim * sizeof(acc_t); }
@@ -212,9 +207,9 @@ static void launch_stage(int stage, const Params& p, stream_t stream) {
     const auto slabs = static_cast<uint32_t>(plan.slabs);
     const Channels channels = how(p);
     if (stage == 0 && channels == Channels::vectors) launch<bwd_persistent>(grid, dim3(kBlock), stream, p, slabs, plan.share);
-    if (stage == 0 && channels == Channels::shifted) launch<shifted>(grid, dim3(kBlock), stream, p, slabs, plan.share);
+    if (stage == 0 && channels == Channels::apart) launch<apart>(grid, dim3(kBlock), stream, p, slabs, plan.share);
     if (stage == 0 && channels == Channels::scattered) launch<scattered>(grid, dim3(kBlock), stream, p, slabs, plan.share);
-    if (stage == 1) launch<reduce>(grid, dim3(kReduceAcross * kReduceDown), stream, p, plan.parts);
+    if (stage == 1) launch_behind<reduce>(grid, dim3(kReduceAcross * kReduceDown), stream, p, plan.parts);
 }
 
 CC1D_EXPORT("walk", "reduce")

@@ -157,6 +157,7 @@ __device__ inline void backward(const Params& p, const Divisor& runs, const Divi
     __shared__ acc_t sums[kWarps][kSums];
     const uint32_t dim = splits(blockIdx.x), split = blockIdx.x - dim * splits.d;
     const int warp = shuffle(static_cast<int>(threadIdx.x / kWarp), 0);  // so that the compiler knows it to be one for all lanes
+    start_next();
     const int count = static_cast<int>(p.batch * runs.d);
     const int64_t from = int64_t(split * kWarps + warp) * share;
     const int begin = from < count ? static_cast<int>(from) : count, end = from + share < count ? static_cast<int>(from + share) : count;
@@ -194,6 +195,7 @@ extern "C" __global__ __launch_bounds__(kFewer* kWarp) void scattered(const Para
 constexpr int kReduceAcross = 32;
 
 extern "C" __global__ __launch_bounds__(kBlock) void reduce(const Params p, index_t splits) {
+    wait_for_previous();
     add_partial_sums<kReduceAcross, kBlock / kReduceAcross>(p, splits);
 }
 
@@ -227,7 +229,7 @@ static void launch_stage(int stage, const Params& p, stream_t stream) {
     if (stage == 0 && plan.rows == Rows::aligned) launch_walk<bwd_warp_walk, kWarps>(p, plan, stream);
     if (stage == 0 && plan.rows == Rows::framed) launch_walk<framed, kFewer>(p, plan, stream);
     if (stage == 0 && plan.rows == Rows::scattered) launch_walk<scattered, kFewer>(p, plan, stream);
-    if (stage == 1 && plan.splits > 1) launch<reduce>(grid_of_sums<kReduceAcross>(p), dim3(kBlock), stream, p, plan.splits);
+    if (stage == 1 && plan.splits > 1) launch_behind<reduce>(grid_of_sums<kReduceAcross>(p), dim3(kBlock), stream, p, plan.splits);
 }
 
 CC1D_EXPORT("walk", "reduce")

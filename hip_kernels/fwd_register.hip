@@ -57,10 +57,13 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
     halo_t halo = halo_t::zero();
     const bool loads_halo = lane_id() == 0 && !run.starts_row();  // the first lane has nobody below
     if (loads_halo) halo = before.load(x);
-    MarksAt marks;
-    if constexpr (kSeqIdx) marks.load(p, batch, run.t);
     Parameters<1> parameters;
     parameters.load(p, dim);
+    MarksAt marks;
+    if constexpr (kSeqIdx) {
+        wait_for_previous();
+        marks.load(p, batch, run.t);
+    }
 
     own = run.masked(own);
     if (loads_halo) halo = before.masked(halo);
@@ -103,7 +106,10 @@ extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void scattered(const
 constexpr int64_t kMaxNumbers = int64_t{1} << 31;  // of runs: what Divisor divides
 
 #if CC1D_SEQ_IDX
-extern "C" __global__ __launch_bounds__(kBlock) void mark(const Params p) { Marks::write(p, index_t(blockIdx.x) * kBlock + threadIdx.x); }
+extern "C" __global__ __launch_bounds__(kBlock) void mark(const Params p) {
+    start_next();
+    Marks::write(p, index_t(blockIdx.x) * kBlock + threadIdx.x);
+}
 
 static int64_t workspace_bytes(const Params& p) { return Marks::bytes(p); }
 static void launch_marks(const Params& p, stream_t stream) {
@@ -117,7 +123,9 @@ static void launch_marks(const Params&, stream_t) {}
 template <auto Kernel>
 static void launch_runs(const Params& p, index_t runs, stream_t stream) {
     const index_t count = p.batch * p.dim * runs;
-    launch<Kernel>(grid_of(ceil_div(count, kBlock), 1, 1, kMaxNumbers / kBlock), dim3(kBlock), stream, p, Divisor(runs), Divisor(p.dim), static_cast<uint32_t>(count));
+    const dim3 grid = grid_of(ceil_div(count, kBlock), 1, 1, kMaxNumbers / kBlock);
+    if (kSeqIdx) launch_behind<Kernel>(grid, dim3(kBlock), stream, p, Divisor(runs), Divisor(p.dim), static_cast<uint32_t>(count));
+    else launch<Kernel>(grid, dim3(kBlock), stream, p, Divisor(runs), Divisor(p.dim), static_cast<uint32_t>(count));
 }
 
 static void launch_stage(int, const Params& p, stream_t stream) {

@@ -20,8 +20,10 @@ _DECODE = "include/cc1d/decode.h"
 _PACKED = {"states": True, "seq_idx": True}
 _FRAME = {**_PACKED, "view": "misaligned"}
 _SHORT = {**_PACKED, "seqlen": 70, "dtype": "bfloat16"}
-_SHIFTED = {"file": "include/cc1d/channels.h", "dtype": "bfloat16", "dim": 133, "seqlen": 20}
+_STAGED = {"dtype": "bfloat16", "dim": 133, "seqlen": 20}
+_APART = {"file": "include/cc1d/channels.h", **_STAGED}
 _MARKED = {"file": "include/cc1d/sequences.h", **_PACKED}
+_ONE = {"file": "include/cc1d/sequences.h", "seq_idx": True}
 _GEMM = {"dtype": "float16", "seqlen": 37, "dim": 20}
 
 
@@ -162,25 +164,20 @@ BUGS = (
         file="include/cc1d/sequences.h",
         **_PACKED,
     ),
+    _bug("lanes vote for the steps after theirs", "fwd_raster", "lane_id() % 32", "(lane_id() + 1) % 32", **_MARKED),
+    _bug("step 0 begins a sequence", "fwd_raster", "follows = step > 0", "follows = step >= 0", **_MARKED),
+    _bug("a sequence that begins in the tile overlooked", "fwd_raster", "same[kWidth - 1] &", "same[0] &", **_ONE),
+    _bug("a row's last vector left behind", "fwd_raster", "x_frames[thread].vectors[more] = last", "", **_STAGED),
+    _bug("rows begin on a boundary", "fwd_raster", "+ reinterpret_cast<uintptr_t>(row) % 16", "", **_APART),
     _bug(
-        "bits not shifted into place",
+        "first channels of a row not stored",
         "fwd_raster",
-        "differs >>= seq_idx.lead;",
-        "",
-        file="include/cc1d/sequences.h",
-        **_PACKED,
+        "(at_end || (lead > 0 && whole > 0))",
+        "at_end",
+        **_STAGED | {"dtype": "float32"},
     ),
-    _bug(
-        "step 0 begins a sequence",
-        "fwd_raster",
-        "if (t <= kHalo) differs",
-        "if (false) differs",
-        file="include/cc1d/sequences.h",
-        **_PACKED,
-    ),
-    _bug("a word of the lane below forgotten", "fwd_raster", "shuffle_up(v.words[w], 1)", "v.words[w]", **_SHIFTED),
-    _bug("last channels of a wave not stored", "fwd_raster", "if (last)", "if (false)", **_SHIFTED),
-    _bug("a second word not shifted in", "fwd_raster", "words[w + kShifts], 16", "words[w], 16", **_SHIFTED),
+    _bug("channels apart stored side by side", "bwd_persistent", "? i * Across :", "? i :", **_APART),
+    _bug("last tile does not reach back", "bwd_persistent", "begin > last ? last : begin", "begin", **_APART),
     _bug("the padding of a row's marks", "fwd_register", "ids[i + 1] < 0)", "ids[i] < 0)", **_MARKED),
     _bug(
         "a sequence begins a step late",
@@ -192,8 +189,9 @@ BUGS = (
     _bug(
         "initial state of the wrong channel",
         "fwd_raster",
-        "x_at(p, batch, dim + i, t)",
-        "x_at(p, batch, dim, t)",
+        "own.dim + i * own.kStep, t)",
+        "own.dim, t)",
+        file="include/cc1d/channels.h",
         **_PACKED,
     ),
     _bug("taps of dx reversed", "bwd_naive", "weight(kWidth - 1 - k)", "weight(k)"),
@@ -285,7 +283,7 @@ BUGS = (
         "past the end of a row written", "bwd_warp_walk", "j < end) to[j", "j <= end) to[j", file="include/cc1d/frame.h"
     ),
     _bug("walk does not look past its end", "bwd_persistent", "end + kHalo < p.seqlen ? end + kHalo : p.seqlen", "end"),
-    _bug("what it looks at counts twice", "bwd_persistent", "dx_of(s, t + s < end)", "dx_of(s, true)"),
+    _bug("what it looks at counts twice", "bwd_persistent", "step(s, t + s < end,", "step(s, true,"),
     _bug("window empty at the start", "bwd_persistent", "begin - kHalo + k >= 0", "false"),
     _bug("a walker left out of the sums", "bwd_persistent", "row < kDown", "row + 1 < kDown"),
     _bug("a part left out", "bwd_persistent", "part < parts;", "part + 1 < parts;", file="include/cc1d/sums.h"),

@@ -1,100 +1,114 @@
-// A few neighbouring channels a thread, where the channels are contiguous.
+// A few channels a thread, where the channels are contiguous.
 //
-// A row of channels that does not begin on a vector's boundary is read in the 32-bit words that hold it, shifted into
-// place, and stored in vectors that a thread fills up with what the lane below holds.
+// Of rows of channels that begin on a vector's boundary a thread takes neighbours, in one vector. Of others it takes channels that
+// lie `Across` apart, element by element: what a wave reads or writes at once still lies side by side, nothing is shifted into
+// place, and a 16-bit element costs one access, as it costs one conversion anyway.
 //
-//   lane             0         1         2
-//   channels    [ 0 1 2 3 | 4 5 6 7 | 8 9 . .            of a thread
-//   vectors     . . |0 1 2 3 4 5|6 7 8 9 . .             of memory: each of its own, but for the ends
+//   lane        0         1         2             lane        0 1 2 3 ... 0 1 2 3 ...
+//   channels  [ 0 1 2 3 | 4 5 6 7 | 8 9 . .       channels  [ 0 1 2 3 ...|32 33 34 ...       here 32 apart
+//   vectors   |0 1 2 3  |4 5 6 7  |8 9 . .        vectors   . . . |0 1 2 3 4 5 6 7 | . .
 #pragma once
 #include "packed.h"
 
-// How the channels of all threads lie: in one vector each; side by side at any address; or anyhow, element by element.
-enum class Channels { vectors, shifted, scattered };
+// How the channels of all threads lie: a vector each; apart and contiguous, and there are enough for a whole tile; or apart, anyhow.
+enum class Channels { vectors, apart, scattered };
 
-// How those of threads with `N` channels lie in all of the tensors.
-template <int N, int Count>
+// How those of tiles of `Across` threads with `N` channels lie in all of the tensors.
+template <int N, int Across, int Count>
 Channels channels_of(const Params& p, const Strided (&tensors)[Count]) {
     bool aligned = p.dim % N == 0;
     for (const Strided& tensor : tensors) {
         if (tensor.dim != 1) return Channels::scattered;
         aligned = aligned && tensor.aligned_along_channels(N);
     }
-    return aligned ? Channels::vectors : Channels::shifted;
+    return aligned ? Channels::vectors : p.dim >= Across * N ? Channels::apart : Channels::scattered;
 }
 
-// `N` channels of a step, of which the first `channels` exist: at most N, none below 1. Asked for apart from their use, so that loads go together.
-template <Channels kHow, int N>
-struct ChannelLoad {
-    using channels_t = Packed<elem_t, N>;
-    static constexpr bool kShifts = kHow == Channels::shifted && sizeof(elem_t) == 2;
-    uint32_t words[channels_t::kWords + kShifts];
+// The channels of a thread: channel i of it is `dim + i * kStep`, and `count` of them exist.
+template <Channels kHow, int N, int Across>
+struct OwnChannels {
+    static constexpr int kStep = kHow == Channels::vectors ? 1 : Across;
+    index_t dim;
+    int count;
 
-    __device__ void load(const elem_t* from, index_t stride, int channels) {
-        channels_t v = channels_t::zero();
-        if constexpr (kHow == Channels::vectors) {
-            if (channels > 0) v = channels_t::load(from);
-        } else if constexpr (kHow == Channels::scattered) {
-            for (int i = 0; i < N; ++i)
-                if (i < channels) v.put(i, from[i * stride]);
-        } else {
-            const int ahead = ahead_of(from);
-            const auto* first = reinterpret_cast<const uint32_t*>(from - ahead);
-            const int end = channels > 0 ? ahead + channels : 0;
-            for (int w = 0; w < channels_t::kWords + kShifts; ++w) words[w] = w * channels_t::kPerWord < end ? first[w] : 0;
-            return;
-        }
-        for (int w = 0; w < channels_t::kWords; ++w) words[w] = v.words[w];
+    // Of thread `lane` of a tile. The last tile of channels that lie apart reaches back to be whole: what it shares with the one before
+    // is written twice, the same.
+    __device__ OwnChannels(const Params& p, index_t tile, int lane) {
+        const index_t begin = tile * (Across * N), last = p.dim - Across * N;
+        if (kHow == Channels::vectors) dim = begin + lane * N;
+        else dim = (kHow == Channels::apart && begin > last ? last : begin) + lane;
+        if (kHow == Channels::vectors) count = dim < p.dim ? N : 0;
+        else count = kHow == Channels::apart ? N : clamped<0, N>(ceil_div(p.dim - dim, Across));
     }
-
-    // Past the last channel that exists it may be anything; all 0 where none exists.
-    __device__ channels_t value(const elem_t* from) const {
-        channels_t v;
-        for (int w = 0; w < channels_t::kWords; ++w) v.words[w] = kShifts ? shift_words(words[w], words[w + kShifts], 16 * ahead_of(from)) : words[w];
-        return v;
-    }
-
-    // Elements of the first word that lie before the first channel.
-    __device__ static int ahead_of(const elem_t* from) { return reinterpret_cast<uintptr_t>(from) % 4 / sizeof(elem_t); }
 };
 
-// Stores the first `channels` of `N`. Below 0, that many of the lane below do not exist, either. With shifts all lanes of a wave come here; `first` and `last` are of
-// a row of lanes.
+// Elements in a register each.
+template <int N>
+struct Elements {
+    elem_t elements[N];
+
+    __device__ acc_t at(int i) const { return to_float(elements[i]); }
+    __device__ void put(int i, elem_t v) { elements[i] = v; }
+};
+
 template <Channels kHow, int N>
-__device__ inline void store_channels(elem_t* to, const Packed<elem_t, N>& v, index_t stride, int channels, bool first, bool last) {
-    using channels_t = Packed<elem_t, N>;
-    constexpr int kWords = channels_t::kWords;
-    if constexpr (kHow == Channels::vectors) {
-        if (channels > 0) v.store(to);
-    } else if constexpr (kHow == Channels::scattered) {
+struct ValuesOf {
+    using type = Elements<N>;
+};
+template <int N>
+struct ValuesOf<Channels::vectors, N> {
+    using type = Packed<elem_t, N>;
+};
+
+// `N` channels of a thread at one step.
+template <Channels kHow, int N, int Across>
+struct ChannelRow {
+    using vector_t = Packed<elem_t, N>;
+    typename ValuesOf<kHow, N>::type values;
+
+    __device__ acc_t at(int i) const { return values.at(i); }
+
+    // The first `count`; the others are 0.
+    __device__ void load(const elem_t* from, index_t stride, int count) {
+        if constexpr (kHow == Channels::vectors) {
+            values = count > 0 ? vector_t::load(from) : vector_t::zero();
+        } else {
+            for (int i = 0; i < N; ++i) values.put(i, i < count ? from[offset(i, stride)] : from_float<elem_t>(0));
+        }
+    }
+
+    // The initial state at step `t` below 0.
+    __device__ void load_initial_states(const Params& p, index_t batch, const OwnChannels<kHow, N, Across>& own, index_t t) {
+        values = {};
         for (int i = 0; i < N; ++i)
-            if (i < channels) to[i * stride] = v.get(i);
-    } else {
-        static_assert(channels_t::kAccess == kWords, "one access stores them");
-        const int ahead = reinterpret_cast<uintptr_t>(to) % (N * sizeof(elem_t)) / sizeof(elem_t);  // of a vector, from the lane below
-        uint32_t both[2 * kWords];
-        for (int w = 0; w < kWords; ++w) {
-            both[w] = shuffle_up(v.words[w], 1);
-            both[kWords + w] = v.words[w];
-        }
-        int words = (N - ahead) / channels_t::kPerWord;  // to go down by
-#pragma unroll
-        for (int by = kWords; by > 0; by /= 2) {
-            const bool moves = words >= by;
-            if (moves) words -= by;
-            for (int w = 0; w + by < 2 * kWords; ++w) both[w] = moves ? both[w + by] : both[w];
-        }
-        channels_t whole;
-        for (int w = 0; w < kWords; ++w)
-            whole.words[w] = sizeof(elem_t) == 2 ? shift_words(both[w], both[w + 1], (N - ahead) % 2 * 16) : both[w];
-        if ((!first || ahead == 0) && channels + ahead >= N) {
-            whole.store(to - ahead);
+            if (i < own.count) values.put(i, x_at(p, batch, own.dim + i * own.kStep, t));
+    }
+
+    __device__ static void store(elem_t* to, index_t stride, int count, const acc_t (&results)[N]) {
+        if constexpr (kHow == Channels::vectors) {
+            if (count > 0) vector_t::from(results).store(to);
         } else {
             for (int i = 0; i < N; ++i)
-                if (i - ahead < channels && (i >= ahead || !first)) to[i - ahead] = whole.get(i);
+                if (i < count) to[offset(i, stride)] = from_float<elem_t>(results[i]);
         }
-        if (last)
-            for (int i = 1; i < N; ++i)
-                if (i >= N - ahead && i < channels) to[i] = v.get(i);
     }
-}
+
+private:
+    __device__ static index_t offset(int i, index_t stride) { return kHow == Channels::apart ? i * Across : i * Across * stride; }
+};
+
+// The 16-byte vector of memory that holds `*p`.
+template <typename Raw, typename T>
+__device__ inline Raw* vector_at(T* p) { return reinterpret_cast<Raw*>(p - lead_of(p)); }
+
+// Shared memory for `N` channels of a step, as far from a vector's boundary as in memory.
+template <int N>
+struct ChannelFrame {
+    static constexpr int kWhole = N / kVec;
+    raw16_t vectors[kWhole + 1];
+
+    // Where the first of them lies, which in memory is at `row`.
+    __device__ elem_t* first(const elem_t* row) {
+        return reinterpret_cast<elem_t*>(reinterpret_cast<char*>(vectors) + reinterpret_cast<uintptr_t>(row) % 16);
+    }
+};

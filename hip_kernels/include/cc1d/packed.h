@@ -146,25 +146,29 @@ struct Parameters {
     __device__ acc_t weight(int i, int w) const { return weights.at(i * kWidth + w); }
     __device__ acc_t bias(int i) const { return biases.at(i); }
 
-    // From channel `dim` on, of which the first `channels` exist; the others get the first one's. In wide accesses where all lie
-    // side by side on their own alignment.
-    __device__ void load(const Params& p, index_t dim, int channels = N) {
+    // Of channels `dim`, `dim + step`, ..., of which the first `channels` exist; the others get the first one's. In wide accesses where
+    // all lie side by side on their own alignment, or those of a channel do.
+    __device__ void load(const Params& p, index_t dim, int channels = N, int step = 1) {
         const weight_t* weight = static_cast<const weight_t*>(p.weight) + dim * p.weight_dim_stride;
         const weight_t* bias = static_cast<const weight_t*>(p.bias) + dim;
+        const bool neighbours = channels >= N && step == 1;
         biases = words_t<N>::zero();
-        if (p.bias && channels >= N && is_together<N>(bias)) {
+        if (p.bias && neighbours && is_together<N>(bias)) {
             biases = words_t<N>::load(bias);
         } else if (p.bias) {
-            for (int i = 0; i < N; ++i) biases.put(i, bias[i < channels ? i : 0]);
+            for (int i = 0; i < N; ++i) biases.put(i, bias[i < channels ? i * step : 0]);
         }
-        if (channels >= N && is_together<N * kWidth>(weight) && p.weight_width_stride == 1 && (N == 1 || p.weight_dim_stride == kWidth)) {
+        const bool contiguous = p.weight_width_stride == 1 && (N == 1 || p.weight_dim_stride == kWidth);
+        if (neighbours && contiguous && is_together<N * kWidth>(weight)) {
             weights = words_t<N * kWidth>::load(weight);
             return;
         }
         weights = words_t<N * kWidth>::zero();
+        const bool taps_together = contiguous && is_together<kWidth>(weight);
         for (int i = 0; i < N; ++i) {
-            const weight_t* taps = weight + (i < channels ? i : 0) * p.weight_dim_stride;
-            for (int w = 0; w < kWidth; ++w) weights.put(i * kWidth + w, taps[w * p.weight_width_stride]);
+            const weight_t* taps = weight + (i < channels ? i * step : 0) * p.weight_dim_stride;
+            if (taps_together) weights.set(i * kWidth, words_t<kWidth>::load(taps));
+            else for (int w = 0; w < kWidth; ++w) weights.put(i * kWidth + w, taps[w * p.weight_width_stride]);
         }
     }
 

@@ -88,6 +88,14 @@ void launch(dim3 grid, dim3 block, stream_t stream, Args... args) {
     Kernel<<<grid, block, 0, stream>>>(args...);
 }
 
+// A kernel that follows another of the same call. What another platform overlaps runs in order here.
+template <auto Kernel, typename... Args>
+void launch_behind(dim3 grid, dim3 block, stream_t stream, Args... args) {
+    launch<Kernel>(grid, block, stream, args...);
+}
+__device__ inline void start_next() {}
+__device__ inline void wait_for_previous() {}
+
 inline const char* launch_error() {
     const hipError_t e = hipGetLastError();
     return e == hipSuccess ? nullptr : hipGetErrorString(e);
@@ -106,6 +114,15 @@ __device__ inline void sync_wave() {
     __builtin_amdgcn_fence(__ATOMIC_RELEASE, "wavefront");
     __builtin_amdgcn_wave_barrier();
     __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "wavefront");
+}
+
+// Bit i: what lane i of the same 32 says. All lanes of the wave come here, but for those that have returned.
+__device__ inline uint32_t vote(bool says) {
+#if CC1D_WARP == 64
+    return static_cast<uint32_t>(__builtin_amdgcn_ballot_w64(says) >> (lane_id() & 32));
+#else
+    return __builtin_amdgcn_ballot_w32(says);
+#endif
 }
 
 // 4-byte values travel between lanes by ds_bpermute, which addresses lanes in bytes.

@@ -155,6 +155,14 @@ void launch(dim3 grid, dim3 block, stream_t, Args... args) {
     cc1d_emulation::Launcher<Kernel>::run(grid, block, args...);
 }
 
+// A kernel that follows another of the same call. What a GPU may overlap runs in order here.
+template <auto Kernel, typename... Args>
+void launch_behind(dim3 grid, dim3 block, stream_t stream, Args... args) {
+    launch<Kernel>(grid, block, stream, args...);
+}
+inline void start_next() {}
+inline void wait_for_previous() {}
+
 inline const char* launch_error() { return std::exchange(cc1d_emulation::last_error, nullptr); }
 
 // Launches one kernel of this library from its name, grid, block, and a buffer with its arguments as a GPU gets them: each at
@@ -228,6 +236,25 @@ template <typename T>
 inline T shuffle_up(T v, unsigned delta) { return cc1d_emulation::exchange(v, lane_id() - static_cast<int>(delta)); }
 template <typename T>
 inline T shuffle_down(T v, unsigned delta) { return cc1d_emulation::exchange(v, lane_id() + static_cast<int>(delta)); }
+
+// Bit i: what lane i of the same 32 says. All lanes of the wave come here, but for those that have returned.
+inline uint32_t vote(bool says) {
+    struct Vote {
+        bool says;
+        uint32_t votes;
+    } mine{says, 0};
+    cc1d_wave_exchange(
+        &mine,
+        [](void* const* lanes, unsigned count, void*) {
+            uint32_t votes[kWarp / 32] = {};
+            for (unsigned l = 0; l < count; ++l)
+                if (lanes[l]) votes[l / 32] |= static_cast<uint32_t>(static_cast<Vote*>(lanes[l])->says) << l % 32;
+            for (unsigned l = 0; l < count; ++l)
+                if (lanes[l]) static_cast<Vote*>(lanes[l])->votes = votes[l / 32];
+        },
+        nullptr);
+    return mine.votes;
+}
 
 float to_float(float16);
 float to_float(bfloat16);

@@ -32,6 +32,30 @@ void launch(dim3 grid, dim3 block, stream_t stream, Args... args) {
     Kernel<<<grid, block, 0, stream>>>(args...);
 }
 
+// For a kernel that follows another of the same call: where the device can (sm_90 on), its blocks start once those of the one before it
+// have all begun and called start_next(), and call wait_for_previous() before they read what that one writes.
+template <auto Kernel, typename... Args>
+void launch_behind(dim3 grid, dim3 block, stream_t stream, Args... args) {
+    constexpr int kArchs[] = {__CUDA_ARCH_LIST__};
+    cudaLaunchAttribute overlap{};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = kArchs[0] >= 900;
+    cudaLaunchKernelEx(&config, Kernel, args...);
+}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+__device__ inline void start_next() { asm volatile("griddepcontrol.launch_dependents;"); }
+__device__ inline void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+#else
+__device__ inline void start_next() {}
+__device__ inline void wait_for_previous() {}
+#endif
+
 inline const char* launch_error() {
     const cudaError_t e = cudaGetLastError();
     return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
@@ -70,6 +94,9 @@ __device__ inline int lane_id() { return threadIdx.x % kWarp; }
 
 // All lanes have come here, and see what the others wrote to shared memory.
 __device__ inline void sync_wave() { __syncwarp(); }
+
+// Bit i: what lane i of the same 32 says. All lanes of the wave come here, but for those that have returned.
+__device__ inline uint32_t vote(bool says) { return __ballot_sync(0xffffffffu, says); }
 
 template <typename T>
 __device__ inline T shuffle_up(T v, unsigned delta) { return __shfl_up_sync(0xffffffffu, v, delta); }

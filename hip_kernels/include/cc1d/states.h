@@ -59,11 +59,11 @@ struct Tail {
     __device__ index_t place(index_t t) const { return t - end + kWidth - 1; }  // of step t in the final state
 };
 
-// The final state of a few neighbouring channels.
-__device__ inline void write_final_states(const Params& p, index_t batch, index_t dim, int channels = 1) {
+// The final state of channels `dim`, `dim + step`, ...
+__device__ inline void write_final_states(const Params& p, index_t batch, index_t dim, int channels = 1, int step = 1) {
     if (!kStates || !p.final_states) return;
     const Tail tail(p, batch);
-    for (int c = 0; c < channels; ++c, ++dim) {
+    for (int c = 0; c < channels; ++c, dim += step) {
         elem_t* out = static_cast<elem_t*>(p.final_states) + batch * p.final_states_batch_stride + dim * p.final_states_dim_stride;
         for (int i = 0; i < kWidth - 1; ++i) {
             const index_t t = tail.end - (kWidth - 1) + i;
