@@ -25,8 +25,10 @@ from those comments and from the registry (`python -m cc1d_lab.catalogue`; a tes
 ## How a kernel file is made
 
 Every file has the same movements in the same order: head comment, `#include "cc1d/config.h"`, compile-time constants,
-the kernel, `workspace_bytes`, `launch_stage`, `CC1D_EXPORT` with the names of its stages. `cc1d/packed.h` is the one
-other header: elements packed in words, for kernels at the memory's speed.
+the kernel, `workspace_bytes`, `launch_stage`, `CC1D_EXPORT` with the names of its stages. For kernels at the memory's
+speed there are more headers: elements packed in words (`packed.h`), rows along the sequence (`frame.h`) and channels
+side by side (`channels.h`) at any address, packed sequences as bits (`sequences.h`), sums in a fixed order (`sums.h`),
+a step of decoding (`decode.h`).
 
 - What is fixed for a cell reaches the kernel as a constant: `elem_t`, `weight_t`, `kWidth`, `kSilu`, `kChannelLast`,
   `kWarp`, and each tunable as `CC1D_<NAME>`. Sizes, strides (in elements) and pointers come in `Params`
@@ -34,9 +36,9 @@ other header: elements packed in words, for kernels at the memory's speed.
 - Sums are `acc_t` (fp32). `from_float<elem_t>` rounds once, to nearest even, on store. Offsets are `index_t` (64 bits).
 - The second and third dimension of a grid end at 65,535, so kernels take their place from the first.
 - `__global__`, `__shared__`, `__syncthreads()`, `threadIdx` stand there literally. What the vendors name differently
-  has one neutral name: `launch<kernel>(grid_of(blocks), block, stream, p)`, `shuffle`, `shuffle_up`, `shuffle_down`,
-  `lane_id`, `sync_wave`, `float16`, `bfloat16`, the fragments of `matrix_core.h`. No `hip*` or `cuda*` name in a `.hip`
-  file.
+  has one neutral name: `launch<kernel>(grid_of(blocks), block, stream, p)`, `launch_behind` for a second kernel,
+  `shuffle`, `shuffle_up`, `shuffle_down`, `vote`, `lane_id`, `sync_wave`, `float16`, `bfloat16`, the fragments of
+  `matrix_core.h`. No `hip*` or `cuda*` name in a `.hip` file.
 - `kWarp` is 32 or 64. A barrier or a cross-lane operation must be reached by all threads of the block or wave: the
   emulation reports it when not.
 
@@ -96,19 +98,20 @@ _SHAPE = {"batch": 8, "dim": 5120, "seqlen": 2048, "width": 4, "view": "contiguo
 def ladder(rows: list[Row]) -> str:
     """A table of variants by share of the copy at one shape, from published rows; the best layout of each."""
     head = [
-        "| variant | its one idea | op | layout | bfloat16 | float32 |",
-        "|---|---|---|---|---|---|",
+        "| variant | its one idea | op | layout | expected | bfloat16 | float32 |",
+        "|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*head, *(line for v in VARIANTS.values() for line in _rungs(v, rows))])
 
 
 def _rungs(variant: Variant, rows: list[Row]) -> list[str]:
     lines = []
+    expected = f"{variant.expected_pct:.0f} %" if variant.expected_pct else "–"
     for op, layout in itertools.product(("fwd", "bwd"), variant.layouts):
         shares = {row["dtype"]: row for row in rows if _is_rung(row, variant.name, op, layout)}
         if shares:
             both = " | ".join(_share(shares.get(dtype)) for dtype in ("bfloat16", "float32"))
-            lines.append(f"| `{variant.name}` | {variant.summary} | {op} | {layout} | {both} |")
+            lines.append(f"| `{variant.name}` | {variant.summary} | {op} | {layout} | {expected} | {both} |")
     return lines
 
 

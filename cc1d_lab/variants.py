@@ -38,6 +38,7 @@ class Variant:
     `wide_rank`: the rank from width 5 on, where it differs.
     `executed_flops(case)` counts what is really computed where that is far above `case.flops()`, `im2col_bytes(case)`
     the matrix that im2col puts into device memory.
+    `expected_pct`: the share of the copy that was expected of its idea, where that was written down before the kernel.
     `caveat` is what a user who swaps the variant in should know; it stands in every row.
     """
 
@@ -57,6 +58,7 @@ class Variant:
     tunables: Mapping[str, Tunable] = field(default_factory=dict)
     executed_flops: Callable[[Case], int] | None = None
     im2col_bytes: Callable[[Case], int] | None = None
+    expected_pct: float | None = None
     caveat: str = ""
 
     def rank_for(self, width: int) -> int:
@@ -156,6 +158,7 @@ _ENTRIES = (
         widths=(1, 8),
         counts_in_31_bits=True,
         mixed_weight=False,
+        expected_pct=85,
         rank=4,
         wide_rank=6,
         tunables={"block": Tunable(128, (64, 128)), "vectors": Tunable(4, (2, 4))},
@@ -165,6 +168,7 @@ _ENTRIES = (
         "fwd_register",
         "a 16-byte vector a thread, halo by shuffle, blocks along the sequence first, aligned frames for odd lengths",
         features=FEATURES,
+        expected_pct=97,
         rank=5,
         layouts=("channel_first",),
         widths=(1, 8),
@@ -175,6 +179,7 @@ _ENTRIES = (
         "fwd_raster",
         "a small tile a thread, all loads first, tiles in raster order, halo from the cache",
         features=FEATURES,
+        expected_pct=95,
         rank=5,
         layouts=("channel_last",),
         widths=(1, 8),
@@ -225,6 +230,7 @@ _ENTRIES = (
         "bwd_warp_walk",
         "a warp walks its share of a channel from the end, both halos pass from lane to lane, sums stay in registers",
         op="bwd",
+        expected_pct=92,
         rank=5,
         layouts=("channel_first",),
         widths=(1, 8),
@@ -239,6 +245,7 @@ _ENTRIES = (
         "bwd_persistent",
         "as many warps as fit walk equal runs of steps, a few channels a thread; windows and sums stay in registers",
         op="bwd",
+        expected_pct=90,
         rank=5,
         layouts=("channel_last",),
         widths=(1, 8),

@@ -191,19 +191,21 @@ def test_more_than_two_to_the_32_elements(last: bool) -> None:
 # --- what a call costs the host -------------------------------------------------------------------
 
 
-def _costs_us(calls: dict[str, Callable[[], Any]], rounds: int = 10, repeats: int = 400) -> dict[str, float]:
+def _costs_us(calls: dict[str, Callable[[], Any]], rounds: int = 20, repeats: int = 400) -> dict[str, float]:
     """Microseconds a call, best of some rounds with nothing waited for within a round.
 
-    In turns: what disturbs the host for a while disturbs all of them.
+    In turns, and with pauses: for seconds after a compilation all calls, F.conv1d's too, took up to twice as long.
     """
     best = dict.fromkeys(calls, float("inf"))
-    for name in list(calls) * rounds:
+    for _ in range(rounds):
+        for name, call in calls.items():
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            for _ in range(repeats):
+                call()
+            best[name] = min(best[name], (time.perf_counter() - started) / repeats * 1e6)
         torch.cuda.synchronize()
-        started = time.perf_counter()
-        for _ in range(repeats):
-            calls[name]()
-        best[name] = min(best[name], (time.perf_counter() - started) / repeats * 1e6)
-    torch.cuda.synchronize()
+        time.sleep(0.5)
     return best
 
 
