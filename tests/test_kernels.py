@@ -56,6 +56,20 @@ def test_variant_is_right_where_x_and_out_lie_otherwise(variant: variants.Varian
 def test_variant_is_right_at_every_wave_size(variant: variants.Variant, arch: str) -> None:
     for case in _suited(variant, dtype="float16", seqlen=130):
         _assert_ok(variant, case, arch)
+        if variant.rank == 5 and variant.features:
+            _assert_ok(variant, replace(case, seqlen=45, **dict.fromkeys(variant.features, True)), arch)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dim", [127, 128, 133, 512, 513])
+@pytest.mark.parametrize("variant", [v for v in EVERY if v.layouts == ("channel_last",)], ids=lambda v: v.name)
+def test_rows_of_channels_may_begin_anywhere(variant: variants.Variant, dim: int, dtype: str) -> None:
+    """From 128 channels on `fwd_raster` and `bwd_persistent` have a kernel for them; from 513 on, in two tiles."""
+    for view, seqlen in (("contiguous", 9), ("misaligned", 17), ("sliced_input", 2)):
+        for case in _suited(variant, dim=dim, dtype=dtype, view=view, seqlen=seqlen):
+            _assert_ok(variant, case)
+            if variant.features and view == "misaligned":
+                _assert_ok(variant, replace(case, **dict.fromkeys(variant.features, True)))
 
 
 @pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)
