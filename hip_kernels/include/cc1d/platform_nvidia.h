@@ -45,7 +45,7 @@ void launch_behind(dim3 grid, dim3 block, stream_t stream, Args... args) {
     config.blockDim = block;
     config.stream = stream;
     config.attrs = &overlap;
-    config.numAttrs = kArchs[0] >= 900;
+    config.numAttrs = kArchs[0] >= 900 && CUDART_VERSION >= 12030;  // older ones cannot capture it in a graph
     cudaLaunchKernelEx(&config, Kernel, args...);
 }
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
