@@ -2,7 +2,8 @@
 //
 // Of rows of channels that begin on a vector's boundary a thread takes neighbours, in one vector. Of others it takes channels that
 // lie `Across` apart, element by element: what a wave reads or writes at once still lies side by side, nothing is shifted into
-// place, and a 16-bit element costs one access, as it costs one conversion anyway.
+// place, and a 16-bit element costs one access, as it costs one conversion anyway. A block may bring rows to shared memory, too, in
+// whole vectors, and take its elements there (ChannelFrame).
 //
 //   lane        0         1         2             lane        0 1 2 3 ... 0 1 2 3 ...
 //   channels  [ 0 1 2 3 | 4 5 6 7 | 8 9 . .       channels  [ 0 1 2 3 ...|32 33 34 ...       here 32 apart
