@@ -107,7 +107,7 @@ def _cpu_flags(arch: str) -> list[str]:
     wave, matrix = CPU_ARCHES[one_of("cpu arch", arch, CPU_ARCHES)]
     level = _cpu_features()[1]
     return [
-        *("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-fstack-clash-protection"),
+        *("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fstack-clash-protection"),
         "-ffp-contract=off",  # the same bits whatever the compiler makes of the loops around a sum
         "-DCC1D_BACKEND_CPU",
         *([f"-march={level}"] if level else []),
@@ -164,7 +164,7 @@ def _amd_compiler() -> str:
 def toolchain(name: str, arch: str = "", given: str = "") -> tuple[str, list[str]]:
     """(path of the compiler, all flags) of backend `name`, as a cell's `given` toolchain changes them.
 
-    `given`: `[COMPILER] [FLAGS]`. Flags come after those of the backend; one of -O0 to -Ofast replaces its -O3.
+    `given`: `[COMPILER] [FLAGS]`. Flags come after those of the backend; one of -O0 to -Ofast replaces their own.
     Raises ConfigError for what is neither, ToolchainError when there is no such compiler here.
     """
     backend = get(name)
@@ -173,7 +173,7 @@ def toolchain(name: str, arch: str = "", given: str = "") -> tuple[str, list[str
     arch = arch or backend.default_arch()
     flags = _amd_flags(arch, compiler) if name == "amd" else backend.flags(arch)
     optimized = any(flag.startswith("-O") for flag in extra)
-    return compiler, [*(f for f in flags if not (optimized and f == "-O3")), *extra]
+    return compiler, [*(f for f in flags if not (optimized and f.startswith("-O"))), *extra]
 
 
 def split_toolchain(given: str) -> tuple[str, list[str]]:

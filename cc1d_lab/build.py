@@ -163,9 +163,21 @@ def _digest(compiler: str, flags: list[str], source: Path, libraries: list[str])
 
 
 def _tree_digest(source: Path) -> str:
-    """Digest of a source and of every header, since any of them may change the code."""
-    headers = sorted((kernels_dir() / "include").rglob("*.h"))
-    return hashlib.sha256(b"".join(p.read_bytes() for p in [source, *headers])).hexdigest()
+    """Digest of a source and of our headers that it includes, directly or not, whatever conditions they stand under."""
+    return hashlib.sha256(b"".join(p.read_bytes() for p in [source, *_headers(source)])).hexdigest()
+
+
+def _headers(source: Path) -> list[Path]:
+    found: set[Path] = set()
+    waiting = [source]
+    while waiting:
+        folder = (file := waiting.pop()).parent
+        names = re.findall(r'^\s*#\s*include\s*["<]([^">]+)[">]', file.read_text(), re.MULTILINE)
+        paths = [(at / name).resolve() for name in names for at in (folder, kernels_dir() / "include")]
+        fresh = {p for p in paths if p.is_file()} - found
+        found |= fresh
+        waiting += fresh
+    return sorted(found)
 
 
 def _load_entry(entry: Path, digest: str) -> Built | None:

@@ -85,6 +85,23 @@ def test_a_header_changes_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert _build().digest != before
 
 
+def test_a_header_changes_the_digest_of_what_includes_it(tmp_path: Path) -> None:
+    names = ("direct.h", "folder/under_a_condition.h", "folder/indirect.h", "elsewhere.h")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    source = tmp_path / "source.hip"
+    lines = ('#include "direct.h"', "#if 0", " # include <folder/under_a_condition.h>", "#endif", "#include <absent.h>")
+    source.write_text("\n".join(lines))
+    (tmp_path / "folder" / "under_a_condition.h").write_text('#include "indirect.h"\n#include "../direct.h"\n')
+    before = build._tree_digest(source)
+    for name in names:
+        file = tmp_path / name
+        file.write_text((text := file.read_text()) + "// changed\n")
+        assert (build._tree_digest(source) != before) == (name != "elsewhere.h"), name
+        file.write_text(text)
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "no manifest", "garbage manifest", "empty"])
 def test_a_damaged_entry_is_rebuilt(damage: str) -> None:
     library = _build().library

@@ -3,7 +3,6 @@
 //
 // Shared arrays are thread_local: an OS thread executes one block at a time, and the threads of the block are its fibres.
 #pragma once
-#include <math.h>
 #include <string.h>
 
 #include <tuple>
@@ -11,6 +10,10 @@
 #include <utility>
 
 #include "emulation.h"
+
+// As <math.h> has them, which takes longer to compile than most kernels.
+extern "C" float fmaf(float, float, float) noexcept;
+extern "C" double exp(double) noexcept;
 
 #define __global__
 #define __device__
