@@ -6,6 +6,7 @@ how often an instruction stands in the code, not how often it runs.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -49,14 +50,14 @@ CLASSES = {
 class Instruction:
     """One line of a listing. `target` is where a branch goes, bytes from the start of the kernel as `address` is.
 
-    `predicated` (nvidia): it is done by the lanes for which a predicate holds.
+    `guard` (nvidia): the predicate, such as `!P0`, of the lanes that do it; '' when all do.
     """
 
     address: int
     name: str
     operands: str
     target: int | None = None
-    predicated: bool = False
+    guard: str = ""
 
     @property
     def kind(self) -> str:
@@ -157,6 +158,22 @@ def float_ops(code: Iterable[Instruction]) -> int:
     return sum(_float_ops(i) for i in code)
 
 
+def moved_bytes(code: Iterable[Instruction], kind: str) -> int:
+    """Bytes that a lane moves by the instructions of a kind: `load`, `store`, `lds`."""
+    return sum(i.width for i in code if i.kind == kind)
+
+
+def widest_bytes(code: Iterable[Instruction], kind: str, width: int = 0) -> int:
+    """Bytes that a lane moves by those which are `width` wide; by default the widest of them."""
+    widths = [i.width for i in code if i.kind == kind]
+    return sum(w for w in widths if w == (width or max(widths)))
+
+
+def matrix_ops(code: Iterable[Instruction], wave: int) -> float:
+    """A lane's share of the multiplications and additions of the matrix instructions, `wave` lanes sharing each."""
+    return sum(_matrix_ops(i) for i in code) / wave
+
+
 @dataclass(frozen=True)
 class Flow:
     """Basic blocks by the address at which they begin, where control may go from each, and where it may come from."""
@@ -175,6 +192,7 @@ class Flow:
         alive = reached(self.entry, self.follow)
         return (alive & set(self.before.get(head, ()))) - reached(self.entry, self.follow, avoid=head)
 
+    @functools.cached_property
     def loops(self) -> dict[int, set[int]]:
         """Blocks of every loop, by its head.
 
@@ -186,8 +204,8 @@ class Flow:
 
     def innermost(self) -> dict[int, set[int]]:
         """Blocks of the loops that have no other loop in them."""
-        every = self.loops()
-        return {head: body for head, body in every.items() if not any(body > other for other in every.values())}
+        every = self.loops.items()
+        return {head: body for head, body in every if not any(body > other for _, other in every)}
 
 
 def flow(code: tuple[Instruction, ...]) -> Flow:
@@ -219,7 +237,7 @@ def _blocks(code: tuple[Instruction, ...]) -> dict[int, list[Instruction]]:
 def _successors(block: list[Instruction], after: int | None) -> list[int]:
     """Where control may go from the end of a block, `after` being the block that stands next."""
     last = block[-1]
-    ends = last.name in _AMD_ENDS or (last.name.split(".")[0] in _NVIDIA_ENDS and not last.predicated)
+    ends = last.name in _AMD_ENDS or (last.name.split(".")[0] in _NVIDIA_ENDS and not last.guard)
     falls = None if ends else after
     return [a for a in (last.target, falls) if a is not None]
 
@@ -269,16 +287,28 @@ def _float_ops_of(name: str) -> int:
     return packed * (2 if _FUSED.search(name) else 1 if _SUM.search(name) else 0)
 
 
+_SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)")
+_NVIDIA_SHAPES = {"16816": (16, 8, 16), "1688": (16, 8, 8), "884": (8, 8, 4)}
+
+
+def _matrix_ops(i: Instruction) -> int:
+    if i.kind != "matrix":
+        return 0
+    found = _SHAPE.search(i.name)
+    m, n, k = map(int, found.groups()) if found else _NVIDIA_SHAPES.get(i.name.split(".")[1], (0, 0, 0))
+    return 2 * m * n * k
+
+
 def _classify(name: str, operands: str) -> str:
     if name[:1].isupper():
-        return _by_prefix(name, _NVIDIA_CLASSES, "valu")
+        return _by_prefix(name, "nvidia")
     if name.startswith("v_") and ("_dpp" in name or "dpp:" in operands or "row_" in operands):
         return "crosslane"
     if "atomic" in name:
         return "atomic"
     if name.startswith(("global_", "flat_", "buffer_")):
         return "store" if "_store" in name else "load" if "_load" in name else "wait"
-    return _by_prefix(name, _AMD_CLASSES, "hint")
+    return _by_prefix(name, "amd")
 
 
 # The first prefix that fits decides.
@@ -319,7 +349,9 @@ _NVIDIA_CLASSES = {
 }
 
 
-def _by_prefix(name: str, table: Mapping[str, str], default: str) -> str:
+@functools.cache
+def _by_prefix(name: str, vendor: str) -> str:
+    table, default = {"amd": (_AMD_CLASSES, "hint"), "nvidia": (_NVIDIA_CLASSES, "valu")}[vendor]
     return next((kind for prefix, kind in table.items() if name.startswith(prefix)), default)
 
 
@@ -409,7 +441,7 @@ def _run(command: list[str]) -> str:
 # --- nvidia ----------------------------------------------------------------------------------------------------------
 
 _SASS_LINE = re.compile(
-    r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<predicate>@!?U?P\w+\s+)?(?P<name>[A-Z][\w.]*)(?P<operands>[^;]*);"
+    r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?:@(?P<guard>!?U?P\w+\s+))?(?P<name>[A-Z][\w.]*)(?P<operands>[^;]*);"
 )
 _USAGE = re.compile(r"Function (\w+):\s+(.*?REG:.*)")
 
@@ -434,8 +466,8 @@ def parse_sass(listing: str) -> dict[str, tuple[Instruction, ...]]:
             operands = text["operands"].strip()
             jumps = re.search(r"0x([0-9a-f]+)$", operands) if text["name"].startswith("BRA") else None
             target = int(jumps[1], 16) if jumps else None
-            address, predicated = int(text["address"], 16), bool(text["predicate"])
-            code.append(Instruction(address, text["name"], operands, target, predicated))
+            address, guard = int(text["address"], 16), (text["guard"] or "").strip()
+            code.append(Instruction(address, text["name"], operands, target, guard))
     return {name: _without_padding(code) for name, code in found.items()}
 
 

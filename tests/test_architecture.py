@@ -31,6 +31,7 @@ FLOORS = (
         "recheck",
         "kernel",
         "machine_code",
+        "main_path",
         "matrix_work",
         "plots",
         "provenance",

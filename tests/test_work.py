@@ -24,12 +24,13 @@ def inspection(code: tuple[Instruction, ...], dtype: str = "float32", wave: int 
 
 
 def code_of(*lines: str) -> tuple[Instruction, ...]:
-    """`name`, `name>target` or, predicated, `@name`; one address apart."""
-    split = [line.partition(">") for line in lines]
-    return tuple(
-        Instruction(at, name.removeprefix("@"), "", int(to) if to else None, name.startswith("@"))
-        for at, (name, _, to) in enumerate(split)
-    )
+    """`name`, `name operands`, `name>target` or, predicated, `@name`; one address apart."""
+    found = []
+    for at, line in enumerate(lines):
+        text, _, to = line.partition(">")
+        name, _, operands = text.removeprefix("@").partition(" ")
+        found.append(Instruction(at, name, operands, int(to) if to else None, "P0" if line.startswith("@") else ""))
+    return tuple(found)
 
 
 def counted(*lines: str, dtype: str = "float32", wave: int = 64) -> tuple[float, float, float, float]:
@@ -72,6 +73,64 @@ def test_a_path_that_loads_too_little_is_not_the_main_one() -> None:
     found = work.per_output(inspection(code_of(*code)))
     assert found is not None
     assert (found.within, found.loops) == ("kernel", True)
+
+
+def test_branches_around_stores_are_not_taken() -> None:
+    code = (LOAD, LOAD, FMA, "s_cbranch_scc0>5", STORE, "s_cbranch_scc0>7", STORE, "s_endpgm")
+    assert counted(*code) == (8.0, 0.25, 4.0, 4.0)
+
+
+def test_masked_code_may_stand_out_of_line() -> None:
+    code = ("s_and_saveexec_b64", "s_cbranch_execnz>4", "s_or_b64", "s_endpgm", LOAD, FMA, FMA, STORE, "s_branch>2")
+    assert counted(*code) == (4.0, 1.0, 4.0, 4.0)
+
+
+def test_an_arm_ends_with_code_masked_in_it() -> None:
+    """What is masked inside of the first arm jumps to where the second begins, and does not run it."""
+    code = (
+        *("s_and_saveexec_b64 s6, vcc", "s_xor_b64 s5, exec, s6", "s_cbranch_execz>7"),  # 0 to 2: if
+        *("s_mov_b64 s4, exec", "s_cbranch_execz>7", LOAD, STORE),  # 3 to 6: an arm that masks its last store
+        *("s_andn2_saveexec_b64 s5, s5", "s_cbranch_execz>11", LOAD, STORE),  # 7, 8: else; 9, 10: the other arm
+        "s_endpgm",
+    )
+    assert counted(*code) == (4.0, 0.0, 4.0, 4.0)
+
+
+def test_lanes_that_store_and_branch_under_one_predicate_do_not_store_again() -> None:
+    slow = ("STG.E.128", "EXIT")
+    for leaves in ("@EXIT", "@BRA>7"):
+        code = ("LDG.E.128", "FADD", "ISETP", "@STG.E.128", leaves, *slow, "EXIT")
+        assert counted(*code, wave=32) == (4.0, 0.25, 4.0, 4.0), leaves
+    code = ("LDG.E.128", "LDG.E.128", "@STG.E.128", "ISETP P0", "@EXIT", *slow)
+    assert counted(*code, wave=32) == (8.0, 0.0, 4.0, 4.0), "the predicate has changed between them"
+
+
+def test_a_loop_with_most_of_the_arithmetic_is_the_main_path() -> None:
+    walk = (LOAD, *(FMA,) * 4, "global_store_dwordx2", "s_cbranch_scc0>1")
+    sums = (LOAD, STORE, STORE, "s_endpgm")
+    assert counted("v_setup", *walk, *sums) == (2.0, 4.0, 8.0, 4.0)
+    few = (LOAD, "global_load_dword", FMA, "global_store_dword", "s_cbranch_scc0>2")
+    assert counted("v_setup", "v_setup", *few, LOAD, *(FMA,) * 8, STORE, "s_endpgm")[0] == 4.0
+
+
+def test_a_loop_that_loads_goes_round_until_every_output_has_an_input() -> None:
+    code = ("v_setup", LOAD, "ds_write_b128", "s_cbranch_scc0>1", "s_barrier", FMA, STORE, STORE, STORE, "s_endpgm")
+    assert counted(*code) == (12.0, 2 / 12, 4.0, 4.0)
+
+
+MOVED = ("ds_read_b128", STORE, "s_cbranch_scc0>8", "s_endpgm")
+
+
+def test_a_loop_that_moves_results_out_goes_round_until_all_are_out() -> None:
+    code = (LOAD, LOAD, "ds_write_b128", "s_barrier", FMA, "ds_write_b128", "ds_write_b128", "s_barrier", *MOVED)
+    assert counted(*code) == (8.0, 0.25, 4.0, 4.0)
+    split = tuple(name.replace("s_barrier", "s_barrier_signal") for name in code[:7])
+    assert counted(*split, "s_barrier_signal", *MOVED) == (8.0, 0.25, 4.0, 4.0), "as gfx12 writes them"
+
+
+def test_what_moves_out_of_shared_memory_without_barriers_is_not_counted() -> None:
+    code = (LOAD, LOAD, "ds_write_b128", "s_nop", FMA, "ds_write_b128", "ds_write_b128", "s_nop", *MOVED)
+    assert work.per_output(inspection(code_of(*code))) is None
 
 
 def test_the_matrix_cores_are_on_the_path_where_there_are_any() -> None:
@@ -135,6 +194,51 @@ def test_a_recorded_listing_of_nvidia() -> None:
     assert (found.outputs, found.store_bytes, found.within, found.loops) == (16.0, 2.0, "kernel", False)
     assert 2.0 <= found.load_bytes <= 4.0
     assert 9.0 <= found.float_ops <= 9.0 + 13.0
+
+
+# Outputs that a lane stores on the main path of each kernel, in bfloat16 and in float32.
+OUTPUTS = {
+    "fwd_naive": (1, 1),
+    "fwd_shared_memory": (8, 4),
+    "fwd_channel_last": (32, 32),
+    "fwd_register": (8, 4),
+    "fwd_register:framed": (16, 8),
+    "fwd_register:scattered": (8, 4),
+    "fwd_raster": (32, 16),
+    "fwd_raster:staged": (32, 16),
+    "fwd_raster:scattered": (32, 16),
+    "bwd_warp_walk": (32, 32),
+    "bwd_warp_walk:framed": (16, 16),
+    "bwd_warp_walk:scattered": (8, 4),
+    "bwd_persistent": (20, 16),
+    "bwd_persistent:apart": (12, 12),
+    "bwd_persistent:scattered": (4, 4),
+}
+
+
+@pytest.mark.amd
+@pytest.mark.skipif(bool(backends.get("amd").can_build()), reason=backends.get("amd").can_build())
+@pytest.mark.parametrize(("arch", "dtype"), [("gfx942", "bfloat16"), ("gfx1100", "bfloat16"), ("gfx1201", "float32")])
+def test_every_kernel_is_counted_on_its_own_path(arch: str, dtype: str) -> None:
+    variants = {kernel.partition(":")[0] for kernel in OUTPUTS}
+    found = [
+        kernel
+        for op in ("fwd", "bwd")
+        for kernel in anatomy.kernels([v for v in variants if v.startswith(op)], [arch], dtype=dtype, op=op)
+    ]
+    works = {f"{i.cell.variant}:{i.kernel.name}".removesuffix(f":{i.cell.variant}"): work.per_output(i) for i in found}
+    is_wide = dtype == "float32"
+    itemsize = 4 if is_wide else 2
+    for kernel, outputs in OUTPUTS.items():
+        counts, is_bwd = works[kernel], kernel.startswith("bwd")
+        assert counts is not None, kernel
+        assert counts.outputs == outputs[is_wide], kernel
+        assert counts.store_bytes == pytest.approx(itemsize, rel=0.07), kernel
+        # Width 4, bias and SiLU: 9 and 4 or 12. The backward does them again, then dx, dweight and dbias.
+        flops = {(False, False): 13, (False, True): 21, (True, False): 35.5, (True, True): 43.5}[is_bwd, is_wide]
+        assert counts.float_ops == pytest.approx(flops + 2 * (kernel == "fwd_naive"), abs=0.6), kernel
+        if kernel != "fwd_naive":  # x, or x and the gradient, once; weight, bias, and what lies before
+            assert 1 + is_bwd <= counts.load_bytes / itemsize <= 3.1, kernel
 
 
 @pytest.mark.amd

@@ -144,8 +144,8 @@ _WORK = {
 
 def _print_work(kernels: list[Inspection]) -> None:
     click.echo(
-        "\nper output, on the shortest way to the widest store; at least so much, and one round of a loop; the model "
-        "leaves the activation out"
+        "\nper output, on the way that does the kernel's main work; at least so much, and of most loops one round; the "
+        "model leaves the activation out"
     )
     lines = [[k.cell.variant, k.kernel.name, k.cell.arch, *(work.table(k)[name] for name in _WORK)] for k in kernels]
     output.echo_table(["variant", "kernel", "arch", *_WORK.values()], lines)
