@@ -64,7 +64,7 @@ def build(
         raise ConfigError(f"variant {variant.name}: a baseline of torch has nothing to build")
     compiler, flags = backends.toolchain(backend, arch, toolchain)
     source = kernels_dir() / variant.source
-    defines = _defines(case, variants.resolve_tunables(variant, tunables))
+    defines = _defines(case, variants.resolve_tunables(variant, tunables, case))
     extra = [str(emulation_runtime().library)] if backend == "cpu" else []
     return _cached(variant.name, compiler, [*flags, *defines, f"-I{source.parent / 'include'}"], source, extra)
 
@@ -96,7 +96,7 @@ def _unique(cells: Iterable[Cell]) -> list[Cell]:
 
 def build_key(cell: Cell) -> tuple[Any, ...]:
     """Cells with the same key are compiled to the same library."""
-    knobs = variants.resolve_tunables(variants.get(cell.variant), cell.tunables)
+    knobs = variants.resolve_tunables(variants.get(cell.variant), cell.tunables, cell.case)
     return (cell.variant, cell.backend, cell.arch, cell.toolchain, *_defines(cell.case, knobs))
 
 

@@ -78,7 +78,7 @@ def base_row(cell: Cell, **values: Any) -> Row:
         program=cell.program or None,
         verified=cell.verify if cell.program else None,
         backend=cell.backend,
-        tunables=dict(variants.resolve_tunables(variant, cell.tunables)),
+        tunables=variants.defaults(variant, case) | dict(cell.tunables),
         toolchain=cell.toolchain or None,
         caveat=variant.caveat,
         bytes=case.bytes(),
@@ -104,7 +104,7 @@ def check(cell: Cell, phase: Phase = lambda cell_id, what: None) -> Row | Ready:
     """Build and check one cell. A Row when it is not `ok`, else what is needed to time it."""
     variant = variants.get(cell.variant)
     backend = backends.get(cell.backend)
-    reason = variants.why_not(variant, cell.case, cell.backend) or backends.why_not_run(backend)
+    reason = variants.why_not(variant, cell.case, cell.backend, cell.tunables) or backends.why_not_run(backend)
     if variant.source is None:
         reason = reason or baselines.why_not(cell.variant, cell.case, cell.backend)
     if cell.case.dtype == "float64":

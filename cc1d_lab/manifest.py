@@ -124,7 +124,7 @@ def describe(cell: Cell, elf: Path) -> dict[str, Any]:
         "variant": cell.variant,
         "arch": cell.arch,
         "case": cell.case.to_dict(),
-        "tunables": variants.resolve_tunables(variants.get(cell.variant), cell.tunables),
+        "tunables": variants.resolve_tunables(variants.get(cell.variant), cell.tunables, cell.case),
         "code_object": elf.name,
         "code_object_sha256": hashlib.sha256(elf.read_bytes()).hexdigest(),
         "buffers": {name: _buffer(t, accesses.get(name, "scratch")) for name, t in memory.tensors.items()},

@@ -78,7 +78,7 @@ def _build_phase(cells: list[Cell], show: bool) -> dict[str, Exception]:
 
 
 def _can_be_tried(cell: Cell) -> bool:
-    unsuited = variants.why_not(variants.get(cell.variant), cell.case, cell.backend)
+    unsuited = variants.why_not(variants.get(cell.variant), cell.case, cell.backend, cell.tunables)
     return not unsuited and not backends.why_not_run(backends.get(cell.backend))
 
 

@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from .case import DTYPES
+from .case import DTYPES, Case
 from .results import STATUSES
-from .variants import VARIANTS
+from .variants import VARIANTS, defaults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,8 +116,13 @@ def _tunables(row: Any) -> str:
     if not isinstance(given, dict):
         return text(given)
     entry = VARIANTS.get(text(row["variant"]))
-    usual = {name: tunable.default for name, tunable in entry.tunables.items()} if entry else {}
+    usual = defaults(entry, shape_of(row)) if entry else {}
     return " ".join(f"{k}={v}" for k, v in given.items() if usual.get(k) != v)
+
+
+def shape_of(row: Any) -> Case:
+    """What decides on a row's tunables: a case of the same dtype, width and states."""
+    return Case(dtype=row["dtype"], width=int(row["width"]), states=row.get("states") is True)
 
 
 def devices(df: pd.DataFrame) -> list[str]:

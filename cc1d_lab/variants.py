@@ -23,10 +23,14 @@ EMULATED_SECONDS = (
 
 @dataclass(frozen=True)
 class Tunable:
-    """A compile-time knob: it reaches the kernel as -DCC1D_<NAME>=<value>."""
+    """A compile-time knob: it reaches the kernel as -DCC1D_<NAME>=<value>.
+
+    `fixed`: the value that a case takes whatever the choices, or None where they hold.
+    """
 
     default: int
     choices: tuple[int, ...]
+    fixed: Callable[[Case], int | None] = lambda case: None
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,10 @@ def _banded_flops(case: Case) -> int:
     """A product of 16 x 16 x 16 with the segments of a tile of 256 outputs, one with those before; aligned rows."""
     tiles = case.batch * case.dim * -(-case.seqlen // 256)
     return tiles * (2 if case.width > 1 else 1) * 2 * 16**3
+
+
+def _resident_if_wide(case: Case) -> int | None:
+    return (512 if case.itemsize == 2 else 640) if case.width > 4 else None
 
 
 def _round16(n: int) -> int:
@@ -173,7 +181,10 @@ _ENTRIES = (
         layouts=("channel_first",),
         widths=(1, 8),
         counts_in_31_bits=True,
-        tunables={"block": Tunable(128, _BLOCKS), "vectors": Tunable(1, (1, 2))},
+        tunables={
+            "block": Tunable(128, _BLOCKS),
+            "vectors": Tunable(1, (1, 2), lambda case: 2 if case.states or case.width > 4 else None),
+        },
     ),
     Variant(
         "fwd_raster",
@@ -186,9 +197,9 @@ _ENTRIES = (
         tunables={
             "block": Tunable(128, (64, 128, 256)),
             "across": Tunable(32, (32, 64)),
-            "steps": Tunable(8, (2, 4, 8, 16)),
+            "steps": Tunable(8, (2, 4, 8, 16), lambda case: 16 if case.width > 4 and case.itemsize == 2 else None),
             "bytes": Tunable(8, (8, 16)),
-            "resident": Tunable(896, (512, 768, 896, 1024)),
+            "resident": Tunable(896, (512, 768, 896, 1024), _resident_if_wide),
         },
     ),
     Variant(
@@ -336,19 +347,40 @@ def select(names: str | list[str] | tuple[str, ...], op: str = "fwd") -> list[Va
     return found
 
 
-def resolve_tunables(variant: Variant, given: Mapping[str, int]) -> dict[str, int]:
-    """Defaults overlaid with `given`; ConfigError for an unknown knob or a value that is not a choice."""
+def defaults(variant: Variant, case: Case) -> dict[str, int]:
+    """The tunables of a variant where none is given: what the case fixes, else the default."""
+    fixed = {name: t.fixed(case) for name, t in variant.tunables.items()}
+    return {name: t.default if (own := fixed[name]) is None else own for name, t in variant.tunables.items()}
+
+
+def resolve_tunables(variant: Variant, given: Mapping[str, int], case: Case | None = None) -> dict[str, int]:
+    """Defaults overlaid with `given`; ConfigError for an unknown knob, or what is no choice (of the case, if given)."""
     for name, value in given.items():
         one_of(f"{variant.name} tunable", name, variant.tunables)
-        choices = variant.tunables[name].choices
-        if value not in choices:
-            raise ConfigError(f"{variant.name} tunable {name}: {value!r} is not among {choices}")
-    return {name: given.get(name, t.default) for name, t in variant.tunables.items()}
+        tunable = variant.tunables[name]
+        if value not in tunable.choices and not (case and value == tunable.fixed(case)):
+            raise ConfigError(f"{variant.name} tunable {name}: {value!r} is not among {tunable.choices}")
+    if case and (reason := _fixed_otherwise(variant, case, given)):
+        raise ConfigError(reason)
+    usual = defaults(variant, case) if case else {name: t.default for name, t in variant.tunables.items()}
+    return usual | dict(given)
 
 
-def why_not(variant: Variant, case: Case, backend: str) -> str:
-    """Why `variant` cannot run `case` on `backend`, or '' when it can. Says what is possible instead."""
-    return cannot(variant, case, backend) or (_too_much_work(variant, case) if backend == "cpu" else "")
+def _fixed_otherwise(variant: Variant, case: Case, given: Mapping[str, int]) -> str:
+    for name, value in given.items():
+        fixed = variant.tunables[name].fixed(case)
+        if fixed not in (None, value):
+            return f"tunable {name}={value}: with this dtype, width and states, {variant.name} has {fixed} alone"
+    return ""
+
+
+def why_not(variant: Variant, case: Case, backend: str, tunables: Mapping[str, int] | None = None) -> str:
+    """Why `variant` cannot run `case` on `backend`, or '' when it can. Says what is possible instead.
+
+    `tunables`: those that are given, each one of the variant's.
+    """
+    reason = cannot(variant, case, backend) or _fixed_otherwise(variant, case, tunables or {})
+    return reason or (_too_much_work(variant, case) if backend == "cpu" else "")
 
 
 def cannot(variant: Variant, case: Case, backend: str) -> str:

@@ -16,12 +16,12 @@
 #include "cc1d/sequences.h"
 
 constexpr int kBlock = CC1D_BLOCK;
-constexpr bool kWide = kWidth > 4;                           // a halo as long as a tile asks for other tiles
-constexpr int kSteps = kWide && sizeof(elem_t) == 2 ? 16 : CC1D_STEPS;
+constexpr bool kWide = kWidth > 4;        // a halo as long as a tile asks for other tiles
+constexpr int kSteps = CC1D_STEPS;
 constexpr int kAcross = CC1D_ACROSS;      // threads side by side along the channels
 constexpr int kDown = kBlock / kAcross;   // threads below one another along the sequence
 constexpr int kHalo = kWidth - 1, kRows = kHalo + kSteps;
-constexpr int kResident = kWide ? (sizeof(elem_t) == 2 ? 512 : 640) : CC1D_RESIDENT;  // threads that are to fit on a multiprocessor: bounds the registers
+constexpr int kResident = CC1D_RESIDENT;  // threads that are to fit on a multiprocessor: bounds the registers
 constexpr int kLanes = CC1D_BYTES / sizeof(elem_t);  // channels of a thread
 static_assert(kChannelLast, "a thread's channels lie side by side");
 static_assert(kAcross % 32 == 0, "32 lanes share their steps");

@@ -18,7 +18,7 @@
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kHalo = kWidth - 1;
 // Neighbouring elements of a thread: more where a run costs more than its elements, as in framed rows.
-constexpr int kLong = 2 * kVec, kShort = kStates || kWidth > 4 ? kLong : kVec * CC1D_VECTORS;
+constexpr int kLong = 2 * kVec, kShort = kVec * CC1D_VECTORS;
 constexpr int kHaloPad = kHalo > kVec ? 2 * kVec : kVec;  // whole vectors that hold the halo
 static_assert(kHalo <= kShort && kHalo <= kHaloPad, "the halo lies in one run");
 static_assert(!kChannelLast, "rows run along the sequence");

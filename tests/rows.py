@@ -12,7 +12,7 @@ from typing import Any
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.results import Row, append, new_row
-from cc1d_lab.variants import VARIANTS, resolve_tunables, select, why_not
+from cc1d_lab.variants import VARIANTS, defaults, select, why_not
 
 COPY_GBPS = {"cpu": 8.0, "nvidia": 3000.0, "amd": 4000.0}
 PLACES = {"cpu": ("wave64", "made-up processor"), "nvidia": ("sm_90", "made-up GPU"), "amd": ("gfx942", "made-up GPU")}
@@ -54,7 +54,7 @@ def make_row(variant: str, backend: str, case: Case, **changes: Any) -> Row:
     """One row: ok with plausible numbers, or unsupported with the registry's own reason. `changes` overrides."""
     entry = VARIANTS[variant]
     arch, device = PLACES[backend]
-    cell = Cell(variant, backend, case, resolve_tunables(entry, {}), arch)
+    cell = Cell(variant, backend, case, defaults(entry, case), arch)
     values: dict[str, Any] = {
         "schema_version": 1,
         "run_id": "r1",

@@ -115,7 +115,7 @@ def faults(kernels: list[Inspection]) -> list[str]:
     """All findings that hold for every variant, and those for what this variant promises."""
     cell = kernels[0].cell
     variant = variants.get(cell.variant)
-    block = variants.resolve_tunables(variant, cell.tunables).get("block", 32)
+    block = variants.resolve_tunables(variant, cell.tunables, cell.case).get("block", 32)
     return [
         *register_faults(kernels),
         *workgroup_faults(kernels, block),
@@ -260,7 +260,7 @@ def planted(tmp_path: Path, variant: str, changes: dict[str, str], arch: str = "
         text = text.replace(old, new)
     changed, library = tmp_path / source.name, tmp_path / "kernel.co"
     changed.write_text(text)
-    defines = build._defines(cell.case, variants.resolve_tunables(variants.get(variant), {}))
+    defines = build._defines(cell.case, variants.defaults(variants.get(variant), cell.case))
     compile_for(arch, changed, library, *defines, f"-I{source.parent / 'include'}")
     return machine_code.inspect(cell, build.Built(library, "", 0.0, {}))
 

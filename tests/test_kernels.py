@@ -112,6 +112,13 @@ def test_every_choice_of_a_tunable_is_right(variant: variants.Variant) -> None:
                 assert row["status"] == "ok", f"{name}={value}: {row['reason']}"
 
 
+def test_a_choice_that_the_case_does_not_leave_is_an_unsupported_row() -> None:
+    wide = Case(1, 8, 40, width=8, dtype="bfloat16", layout="channel_last")
+    rows = evaluate([Cell("fwd_raster", "cpu", wide, {"steps": steps}) for steps in (8, 16)])
+    assert [(row["status"], row["tunables"]["steps"]) for row in rows] == [("unsupported", 8), ("ok", 16)]
+    assert "fwd_raster has 16 alone" in rows[0]["reason"]
+
+
 WITHOUT_WORKSPACE = [v for op in ("fwd", "bwd", "update") for v in variants.select("all", op) if len(v.stages) == 1]
 
 

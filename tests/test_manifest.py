@@ -298,7 +298,7 @@ def test_a_code_object_that_states_something_else_is_found(
         planted = planted.replace("stream, p)", "stream, p, 0)")
     source.write_text(planted)
     target = backends.get("amd")
-    defines = build._defines(cell.case, variants.resolve_tunables(variants.get(variant), {}))
+    defines = build._defines(cell.case, variants.defaults(variants.get(variant), cell.case))
     command = [target.compiler(), *target.flags("gfx942"), *defines, f"-I{paths.kernels_dir() / 'include'}", source]
     lenient = ["-Xoffload-linker", "--unresolved-symbols=ignore-all"]
     device = ["--cuda-device-only", "--no-gpu-bundle-output"]

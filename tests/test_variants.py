@@ -73,6 +73,27 @@ def test_unknown_tunables_and_values_are_refused() -> None:
         resolve_tunables(naive, {"block": 65})
 
 
+FIXED = [
+    ("fwd_raster", Case(layout="channel_last", width=8, dtype="bfloat16"), {"steps": 16, "resident": 512}),
+    ("fwd_raster", Case(layout="channel_last", width=8, dtype="float32"), {"resident": 640}),
+    ("fwd_register", Case(width=8), {"vectors": 2}),
+    ("fwd_register", Case(states=True), {"vectors": 2}),
+]
+
+
+@pytest.mark.parametrize(("name", "case", "fixed"), FIXED)
+def test_a_tunable_that_a_case_fixes_takes_no_other_value(name: str, case: Case, fixed: dict[str, int]) -> None:
+    variant = variants.get(name)
+    usual = variants.defaults(variant, Case(layout=case.layout))
+    assert variants.defaults(variant, case) == resolve_tunables(variant, fixed, case) == usual | fixed
+    assert why_not(variant, case, "nvidia", fixed) == ""
+    for knob in fixed:
+        reason = f"tunable {knob}={usual[knob]}: with this dtype, width and states, {name} has {fixed[knob]} alone"
+        assert why_not(variant, case, "nvidia", {knob: usual[knob]}) == reason
+        with pytest.raises(ConfigError, match=reason):
+            resolve_tunables(variant, {knob: usual[knob]}, case)
+
+
 @given(cases)
 def test_the_reason_names_what_does_not_fit(case: Case) -> None:
     for variant in KERNELS:

@@ -217,7 +217,7 @@ def _print_cells(loaded: experiment.Experiment, backend: str | None) -> int:
 
 def _why_not(cell: Cell) -> str:
     reason = programs.why_not(cell.program, cell.case, cell.backend) if cell.program else ""
-    return reason or variants.why_not(variants.get(cell.variant), cell.case, cell.backend)
+    return reason or variants.why_not(variants.get(cell.variant), cell.case, cell.backend, cell.tunables)
 
 
 def _measure(loaded: experiment.Experiment, backend: str | None, out: Path, resume: str | None = None) -> Path:

@@ -197,7 +197,7 @@ def _in_table(case: Case, backend: str, able: list[Variant]) -> tuple[Variant, d
     }
     names = {v.name: v for v in able}
     agreeing = [e for e in table if e["variant"] in names and all(e[k] == v for k, v in key.items())]
-    found = [e for e in agreeing if _is_of_this_version(names[e["variant"]], e["tunables"])]
+    found = [e for e in agreeing if _is_of_this_version(names[e["variant"]], e["tunables"], case)]
     if not found:
         return None
     nearest = min(found, key=lambda e: (abs(math.log2(e["outputs"] / case.outputs)), e["time_us"]))
@@ -205,10 +205,10 @@ def _in_table(case: Case, backend: str, able: list[Variant]) -> tuple[Variant, d
     return names[nearest["variant"]], dict(nearest["tunables"]), reason
 
 
-def _is_of_this_version(variant: Variant, tunables: Mapping[str, int]) -> bool:
-    """Whether the variant still has these tunables: a table outlives the package that measured it."""
+def _is_of_this_version(variant: Variant, tunables: Mapping[str, int], case: Case) -> bool:
+    """Whether the variant still has these tunables for the case: a table outlives the package that measured it."""
     try:
-        variants.resolve_tunables(variant, tunables)
+        variants.resolve_tunables(variant, tunables, case)
     except ConfigError:
         return False
     return True
