@@ -143,7 +143,10 @@ def open_run(path: str | Path, out: Path = Path("reports")) -> Path:
 def _continued(run: Path, experiment: Experiment) -> Path:
     """An earlier run, ready for more rows."""
     run = run.resolve()  # not the link `latest`, which is about to be moved
-    name = json.loads((run / "run.json").read_text())["experiment"] if (run / "run.json").is_file() else None
+    try:
+        name = json.loads((run / "run.json").read_text())["experiment"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise StoreError(f"resume {run}: run.json does not say of which experiment it is ({e}); begin a new run") from e
     if name != experiment.name:
         raise StoreError(f"resume {run}: it is a run of {name!r}, not of {experiment.name!r}; name another run")
     if (run / "rows.jsonl").exists():

@@ -11,9 +11,15 @@
 
 #include "emulation.h"
 
-// As <math.h> has them, which takes longer to compile than most kernels.
+// As <math.h> has them, which takes as long to compile as a small kernel.
+#define CC1D_MATH(name)                      \
+    extern "C" float name##f(float) noexcept; \
+    extern "C" double name(double) noexcept;
+CC1D_MATH(exp) CC1D_MATH(exp2) CC1D_MATH(expm1) CC1D_MATH(log) CC1D_MATH(log2) CC1D_MATH(log1p) CC1D_MATH(sqrt) CC1D_MATH(fabs)
+CC1D_MATH(floor) CC1D_MATH(ceil) CC1D_MATH(rint) CC1D_MATH(tanh) CC1D_MATH(erf) CC1D_MATH(sin) CC1D_MATH(cos)
+#undef CC1D_MATH
 extern "C" float fmaf(float, float, float) noexcept;
-extern "C" double exp(double) noexcept;
+extern "C" double fma(double, double, double) noexcept;
 
 #define __global__
 #define __device__
