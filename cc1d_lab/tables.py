@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from .case import DTYPES, Case
+from .errors import ConfigError
 from .results import STATUSES
-from .variants import VARIANTS, defaults
+from .variants import VARIANTS, defaults, resolve_tunables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,14 +116,20 @@ def _tunables(row: Any) -> str:
     given = row["tunables"]
     if not isinstance(given, dict):
         return text(given)
-    entry = VARIANTS.get(text(row["variant"]))
-    usual = defaults(entry, shape_of(row)) if entry else {}
+    usual = usual_tunables(row)
     return " ".join(f"{k}={v}" for k, v in given.items() if usual.get(k) != v)
 
 
-def shape_of(row: Any) -> Case:
-    """What decides on a row's tunables: a case of the same dtype, width and states."""
-    return Case(dtype=row["dtype"], width=int(row["width"]), states=row.get("states") is True)
+def usual_tunables(row: Any) -> dict[str, int]:
+    """The tunables that the registry has for the variant and the case of a row, when none is given."""
+    entry = VARIANTS.get(text(row["variant"]))
+    if not entry:
+        return {}
+    try:
+        case = Case(dtype=row["dtype"], width=int(row["width"]), states=bool(row["states"]))
+    except (ConfigError, KeyError, TypeError, ValueError):  # of a row that is damaged, or of another version
+        return resolve_tunables(entry, {})
+    return defaults(entry, case)
 
 
 def devices(df: pd.DataFrame) -> list[str]:
@@ -152,12 +159,18 @@ def device_name(row: Any) -> str:
 
 
 def families(df: pd.DataFrame, keys: Iterable[str]) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
-    """Rows grouped by `keys`, in order of appearance; lists, dicts and nulls in the keys are allowed."""
+    """Rows grouped by `keys`, in order of appearance; lists, dicts and nulls in the keys are allowed.
+
+    Tunables are alike where the same are given: what the registry has for a width is no choice.
+    """
     if df.empty:
         return []
     names = list(keys)
     df = placed(df) if "device" in names else df
-    group = df[names].astype(object).map(text).agg("\x1f".join, axis=1)
+    told = df[names].astype(object).map(text)
+    if "tunables" in names:
+        told["tunables"] = [_tunables(row) for _, row in df.iterrows()]
+    group = told.agg("\x1f".join, axis=1)
     return [(tuple(str(key).split("\x1f")), part) for key, part in df.groupby(group, sort=False)]
 
 

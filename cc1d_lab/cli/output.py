@@ -103,7 +103,7 @@ def gains(rows: Sequence[Row]) -> Iterator[str]:
             cases.setdefault(tuple(row[name] for name in CASE_FIELDS), []).append(row)
     for found in cases.values():
         best = min(found, key=lambda r: r["time_us_p50"])
-        usual = [r for r in found if r["tunables"] == variants.defaults(variants.get(r["variant"]), tables.shape_of(r))]
+        usual = [r for r in found if r["tunables"] == tables.usual_tunables(r)]
         default = max(usual, key=lambda r: variants.get(r["variant"]).rank_for(r["width"]), default=None)
         knobs = " ".join(f"{k}={v}" for k, v in best["tunables"].items())
         gain = f"{100 * (default['time_us_p50'] / best['time_us_p50'] - 1):.1f} % over the default" if default else ""
