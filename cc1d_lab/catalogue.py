@@ -44,11 +44,12 @@ a step of decoding (`decode.h`).
 
 ## Adding a variant
 
-1. `hip_kernels/fwd_mine.hip`. `cc1d check --variant fwd_mine --backend cpu` compiles and checks it in a second or two.
+1. `hip_kernels/fwd_mine.hip`.
 2. An entry in `cc1d_lab/variants.py`: name, summary, what it takes, its tunables. One that a case leaves no choice
    of is `fixed` there, never in the kernel: so a row says what was compiled.
 
-Then `python -m cc1d_lab.catalogue`. Charts, YAML, `cc1d list` and the tests know it from there.
+Then `cc1d check --variant fwd_mine --backend cpu` compiles and checks it in a second or two, and
+`python -m cc1d_lab.catalogue` writes this page. Charts, YAML, `cc1d list` and the tests know it from there.
 """
 
 

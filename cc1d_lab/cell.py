@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 from .case import Case
 
@@ -23,6 +23,7 @@ class Cell:
     case: Case
     tunables: Mapping[str, int] = field(default_factory=dict)
     arch: str = ""
+    _: KW_ONLY
     program: str = ""  # of the pipeline study (see `programs`); '' for the kernel alone
     verify: bool = False  # whether that program computes on the host too, and compares
     toolchain: str = ""

@@ -368,16 +368,20 @@ def resolve_tunables(variant: Variant, given: Mapping[str, int], case: Case | No
 
 def _fixed_otherwise(variant: Variant, case: Case, given: Mapping[str, int]) -> str:
     for name, value in given.items():
+        one_of(f"{variant.name} tunable", name, variant.tunables)
         fixed = variant.tunables[name].fixed(case)
         if fixed not in (None, value):
-            return f"tunable {name}={value}: with this dtype, width and states, {variant.name} has {fixed} alone"
+            kind = f"{case.dtype} of width {case.width}{' with states' if case.states else ''}"
+            return (
+                f"tunable {name}={value}: {variant.name} has {fixed} alone for {kind}; give that, or leave {name} out"
+            )
     return ""
 
 
 def why_not(variant: Variant, case: Case, backend: str, tunables: Mapping[str, int] | None = None) -> str:
     """Why `variant` cannot run `case` on `backend`, or '' when it can. Says what is possible instead.
 
-    `tunables`: those that are given, each one of the variant's.
+    `tunables`: those that are given. ConfigError for one that the variant does not have.
     """
     reason = cannot(variant, case, backend) or _fixed_otherwise(variant, case, tunables or {})
     return reason or (_too_much_work(variant, case) if backend == "cpu" else "")

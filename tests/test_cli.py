@@ -450,6 +450,33 @@ def test_tune_writes_what_auto_takes_and_says_what_it_gains(tmp_path: Path, monk
     assert (entry["variant"], entry["tunables"]) == ("fwd_register", {"block": 256, "vectors": 1})
 
 
+@pytest.mark.parametrize("verb", ["check", "bench"])
+def test_a_toolchain_is_what_the_kernel_is_compiled_with(verb: str) -> None:
+    size = ("--batch", "1", "--dim", "4", "--seqlen", "9", "--backend", "cpu", "--json")
+    result = cc1d(verb, "--variant", "fwd_naive", "--toolchain", "-O1", *size)
+    assert result.exit_code == 0, result.stderr
+    rows = json.loads(result.stdout)
+    assert {(r["toolchain"], r["program"], r["kind"]) for r in rows if r["variant"] == "fwd_naive"} == {
+        ("-O1", None, "kernel")
+    }
+    unknown = cc1d(verb, "--variant", "fwd_naive", "--toolchain", "naive", *size)
+    assert unknown.exit_code != 0
+    assert "naive" in unknown.output
+
+
+def test_without_a_verb_the_help_is_printed_as_it_is() -> None:
+    result = cc1d()
+    assert result.exit_code == 2
+    assert result.output.count("\n") > 10
+    assert "error:" not in result.output
+
+
+def test_tune_does_not_begin_on_the_emulation(runner: FakeRunner) -> None:
+    result = cc1d("tune", "quick", "--backend", "cpu")
+    assert result.exit_code == 2
+    assert "backend cpu: what is fastest in emulation says nothing of a GPU" in result.stderr
+
+
 def test_tune_learns_nothing_from_emulation(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [make_row("fwd_naive", "cpu", Case())])
     result = cc1d("tune", folder)

@@ -116,7 +116,7 @@ def test_a_choice_that_the_case_does_not_leave_is_an_unsupported_row() -> None:
     wide = Case(1, 8, 40, width=8, dtype="bfloat16", layout="channel_last")
     rows = evaluate([Cell("fwd_raster", "cpu", wide, {"steps": steps}) for steps in (8, 16)])
     assert [(row["status"], row["tunables"]["steps"]) for row in rows] == [("unsupported", 8), ("ok", 16)]
-    assert "fwd_raster has 16 alone" in rows[0]["reason"]
+    assert "fwd_raster has 16 alone for bfloat16 of width 8" in rows[0]["reason"]
 
 
 WITHOUT_WORKSPACE = [v for op in ("fwd", "bwd", "update") for v in variants.select("all", op) if len(v.stages) == 1]

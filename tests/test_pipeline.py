@@ -278,7 +278,11 @@ def test_a_corrupted_heap_is_seen_at_exit(tmp_path: Path) -> None:
     assert run_alone("naive", kernels).returncode == -signal.SIGABRT
 
 
+NEEDS_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
 @pytest.mark.gpu
+@NEEDS_A_GPU
 def test_on_a_gpu_every_way_is_right_and_gives_its_memory_back() -> None:
     case = dataclasses.replace(CASE, batch=8, dim=64, seqlen=4096)
     cells = [dataclasses.replace(cell(programs.canonical(name), case), backend="nvidia") for name in ON_A_GPU]
@@ -291,6 +295,7 @@ def test_on_a_gpu_every_way_is_right_and_gives_its_memory_back() -> None:
 
 
 @pytest.mark.gpu
+@NEEDS_A_GPU
 @pytest.mark.parametrize("name", ON_A_GPU)
 def test_the_process_exits_cleanly_on_a_gpu(name: str, tmp_path: Path) -> None:
     study = tmp_path / "study.yaml"

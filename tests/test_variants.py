@@ -88,7 +88,10 @@ def test_a_tunable_that_a_case_fixes_takes_no_other_value(name: str, case: Case,
     assert variants.defaults(variant, case) == resolve_tunables(variant, fixed, case) == usual | fixed
     assert why_not(variant, case, "nvidia", fixed) == ""
     for knob in fixed:
-        reason = f"tunable {knob}={usual[knob]}: with this dtype, width and states, {name} has {fixed[knob]} alone"
+        kind = f"{case.dtype} of width {case.width}{' with states' if case.states else ''}"
+        reason = (
+            f"tunable {knob}={usual[knob]}: {name} has {fixed[knob]} alone for {kind}; give that, or leave {knob} out"
+        )
         assert why_not(variant, case, "nvidia", {knob: usual[knob]}) == reason
         with pytest.raises(ConfigError, match=reason):
             resolve_tunables(variant, {knob: usual[knob]}, case)

@@ -43,6 +43,9 @@ class Lab(click.Group):
 
 def _fail(error: BaseException) -> int:
     """Say what happened and return its exit code. Not ours to handle: SystemExit."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # click before 8.2 has none
+        click.echo(str(error))
+        return 2
     if isinstance(error, click.UsageError):
         help_of = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
         return _complain(error.format_message().replace("\n", " ").rstrip(".") + help_of, 2)

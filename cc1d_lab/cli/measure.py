@@ -266,6 +266,8 @@ def tune(target: str, backend: str | None, out: Path) -> int:
     Prints for each case what it chose and what that gains over the choice without a table.
     """
     directory = Path(target)
+    if backend == "cpu":
+        raise ConfigError("backend cpu: what is fastest in emulation says nothing of a GPU; name nvidia or amd")
     if not directory.is_dir():
         directory = _measure(experiment.load(target), backend, out)
     rows = [r for r in results.read(directory / "rows.jsonl") if r["backend"] != "cpu"]

@@ -109,7 +109,7 @@ def cells(
     tunables = dict(knobs)
     _check_knobs(chosen, tunables)
     return [
-        Cell(variant.name, backend, _case(variant, case), _own(variant, tunables), arch, toolchain)
+        Cell(variant.name, backend, _case(variant, case), _own(variant, tunables), arch, toolchain=toolchain)
         for backend in where or (backends.first_runnable(),)
         for variant in chosen
         for toolchain in (toolchains if variant.source else [""])
@@ -122,7 +122,8 @@ def cell(
 ) -> Cell:
     """The cell of one variant, whose every tunable must be the variant's own. ConfigError for what is unknown."""
     _check_knobs([variant], dict(knobs))
-    return Cell(variant.name, backends.get(backend).name, _case(variant, case), dict(knobs), arch, toolchain)
+    where = backends.get(backend).name
+    return Cell(variant.name, where, _case(variant, case), dict(knobs), arch, toolchain=toolchain)
 
 
 def select(names: tuple[str, ...], ops: Iterable[str] = ("fwd",)) -> list[variants.Variant]:
