@@ -64,7 +64,7 @@ def _moved_out(graph: Flow, head: int, way: list[int]) -> list[int]:
     barriers, in the loop that moves most in a round; the others are for what remains. Nothing without that, unless
     more is stored elsewhere.
     """
-    loops = [body & set(way) for body in loops_inside(graph, head).values()]
+    loops = loops_on(graph, head, way)
     moving = [body for body in loops if _moves_out(code_of(graph, body))]
     rest = set().union(*moving)
     if moved_bytes(code_of(graph, rest), "store") < moved_bytes(code_of(graph, set(way) - rest), "store") or not rest:
@@ -93,15 +93,20 @@ def _shared(code: Iterable[Instruction], names: tuple[str, ...]) -> int:
 
 def _with_loads(graph: Flow, head: int, way: list[int]) -> list[int]:
     """`way`, its loops that load and do not store as often as it takes to load as many bytes as are stored."""
-    loops = [body & set(way) for body in loops_inside(graph, head).values()]
-    loading = {b for body in loops if not moved_bytes(code_of(graph, body), "store") for b in body}
+    loading = {b for body in loops_on(graph, head, way) if not moved_bytes(code_of(graph, body), "store") for b in body}
     in_loops = moved_bytes(code_of(graph, loading), "load")
     missing = moved_bytes(code_of(graph, way), "store") - moved_bytes(code_of(graph, set(way) - loading), "load")
     rounds = max(1, -(-missing // in_loops)) if in_loops else 1
     return [b for b in way for _ in range(rounds if b in loading else 1)]
 
 
-def loops_inside(graph: Flow, head: int) -> dict[int, set[int]]:
+def loops_on(graph: Flow, head: int, path: Iterable[int]) -> list[set[int]]:
+    """Of each loop on the path inside of the one that begins at `head`, or of all when none does, the blocks there."""
+    found = [body.intersection(path) for body in _loops_inside(graph, head).values()]
+    return [blocks for blocks in found if blocks]
+
+
+def _loops_inside(graph: Flow, head: int) -> dict[int, set[int]]:
     """The loops inside of the one that begins at `head`, or all when none does."""
     return {h: body for h, body in graph.loops.items() if head not in graph.loops or body < graph.loops[head]}
 
@@ -109,7 +114,7 @@ def loops_inside(graph: Flow, head: int) -> dict[int, set[int]]:
 def _way(graph: Flow, head: int, body: set[int], most_loads: bool) -> list[int]:
     """Blocks of the way worth most from `head` to where `body` ends, every loop once; nothing when there is none."""
     ends = {b for b in body if not [a for a in _follow(graph, b) if a in body] or head in graph.follow[b]}
-    worth, loops = _worth(graph, body, most_loads), loops_inside(graph, head)
+    worth, loops = _worth(graph, body, most_loads), _loops_inside(graph, head)
     for masked in (True, False):  # where no way keeps to the masks, they are left out of account
 
         def after(state: State, masked: bool = masked) -> list[State]:
@@ -146,16 +151,13 @@ def _worth(graph: Flow, body: set[int], most_loads: bool) -> dict[int, Worth]:
     """Of each block: bytes of the widest stores, matrix instructions, bytes of the widest loads if asked, shortness."""
     code = code_of(graph, body)
     widest = {kind: max((i.width for i in code if i.kind == kind), default=0) for kind in ("load", "store")}
-    return {
-        b: (
-            widest_bytes(block, "store", widest["store"]),
-            sum(i.kind == "matrix" for i in block),
-            widest_bytes(block, "load", widest["load"]) if most_loads else 0,
-            -len(block),
-        )
-        for b in body
-        if (block := graph.blocks[b])
-    }
+
+    def of(block: list[Instruction]) -> Worth:
+        loads = widest_bytes(block, "load", widest["load"]) if most_loads else 0
+        matrix = sum(i.kind == "matrix" for i in block)
+        return widest_bytes(block, "store", widest["store"]), matrix, loads, -len(block)
+
+    return {b: of(graph.blocks[b]) for b in body}
 
 
 def _once(graph: Flow, loops: dict[int, set[int]], source: int, to: State) -> set[State]:

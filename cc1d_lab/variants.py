@@ -355,22 +355,20 @@ def defaults(variant: Variant, case: Case) -> dict[str, int]:
 
 def resolve_tunables(variant: Variant, given: Mapping[str, int], case: Case | None = None) -> dict[str, int]:
     """Defaults overlaid with `given`; ConfigError for an unknown knob, or what is no choice (of the case, if given)."""
-    for name, value in given.items():
-        one_of(f"{variant.name} tunable", name, variant.tunables)
-        tunable = variant.tunables[name]
-        if value not in tunable.choices and not (case and value == tunable.fixed(case)):
-            raise ConfigError(f"{variant.name} tunable {name}: {value!r} is not among {tunable.choices}")
-    if case and (reason := _fixed_otherwise(variant, case, given)):
+    if reason := _fixed_otherwise(variant, given, case):
         raise ConfigError(reason)
     usual = defaults(variant, case) if case else {name: t.default for name, t in variant.tunables.items()}
     return usual | dict(given)
 
 
-def _fixed_otherwise(variant: Variant, case: Case, given: Mapping[str, int]) -> str:
+def _fixed_otherwise(variant: Variant, given: Mapping[str, int], case: Case | None) -> str:
+    """Which of the given tunables the case leaves no choice of, or ''. ConfigError for what is never one."""
     for name, value in given.items():
-        one_of(f"{variant.name} tunable", name, variant.tunables)
-        fixed = variant.tunables[name].fixed(case)
-        if fixed not in (None, value):
+        tunable = variant.tunables[one_of(f"{variant.name} tunable", name, variant.tunables)]
+        fixed = tunable.fixed(case) if case else None
+        if value not in (*tunable.choices, fixed):
+            raise ConfigError(f"{variant.name} tunable {name}: {value!r} is not among {tunable.choices}")
+        if case and fixed not in (None, value):
             kind = f"{case.dtype} of width {case.width}{' with states' if case.states else ''}"
             return (
                 f"tunable {name}={value}: {variant.name} has {fixed} alone for {kind}; give that, or leave {name} out"
@@ -381,9 +379,9 @@ def _fixed_otherwise(variant: Variant, case: Case, given: Mapping[str, int]) -> 
 def why_not(variant: Variant, case: Case, backend: str, tunables: Mapping[str, int] | None = None) -> str:
     """Why `variant` cannot run `case` on `backend`, or '' when it can. Says what is possible instead.
 
-    `tunables`: those that are given. ConfigError for one that the variant does not have.
+    `tunables`: those that are given. ConfigError for one that the variant does not have, or not with this value.
     """
-    reason = cannot(variant, case, backend) or _fixed_otherwise(variant, case, tunables or {})
+    reason = cannot(variant, case, backend) or _fixed_otherwise(variant, tunables or {}, case)
     return reason or (_too_much_work(variant, case) if backend == "cpu" else "")
 
 

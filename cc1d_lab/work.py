@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 
 from .case import Case
 from .machine_code import Inspection, float_ops, flow, matrix_ops, moved_bytes, widest_bytes
-from .main_path import code_of, loops_inside, main_path
+from .main_path import code_of, loops_on, main_path
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def per_output(kernel: Inspection) -> Work | None:
         load_bytes=moved_bytes(code, "load") / outputs,
         store_bytes=moved_bytes(code, "store") / outputs,
         within="kernel" if head in graph.entry else "loop",
-        loops=any(body & set(path) for body in loops_inside(graph, head).values()),
+        loops=bool(loops_on(graph, head, path)),
     )
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cc1d_lab import build, kernel, reference, variants
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
-from cc1d_lab.errors import LaunchError
+from cc1d_lab.errors import ConfigError, LaunchError
 from cc1d_lab.evaluation import evaluate
 
 KERNELS = [v for v in variants.select("all") if v.name.startswith("fwd_")]
@@ -61,12 +61,11 @@ def test_variant_is_right_at_every_wave_size(variant: variants.Variant, arch: st
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("dim", [127, 133, 513])
-@pytest.mark.parametrize("name", ["fwd_raster", "bwd_persistent"])
-def test_rows_of_channels_may_begin_anywhere(name: str, dim: int, dtype: str) -> None:
-    """From 128 channels on these two have a kernel for them; from 513 on, in two tiles."""
-    variant = variants.get(name)
-    for view, seqlen in (("contiguous", 9), ("misaligned", 17)):
+@pytest.mark.parametrize("dim", [127, 128, 133, 512, 513])
+@pytest.mark.parametrize("variant", [v for v in EVERY if v.layouts == ("channel_last",)], ids=lambda v: v.name)
+def test_rows_of_channels_may_begin_anywhere(variant: variants.Variant, dim: int, dtype: str) -> None:
+    """From 128 channels on `fwd_raster` and `bwd_persistent` have a kernel for them; from 513 on, in two tiles."""
+    for view, seqlen in (("contiguous", 9), ("misaligned", 17), ("sliced_input", 2)):
         for case in _suited(variant, dim=dim, dtype=dtype, view=view, seqlen=seqlen):
             _assert_ok(variant, case)
             if variant.features and view == "misaligned":
@@ -117,6 +116,12 @@ def test_a_choice_that_the_case_does_not_leave_is_an_unsupported_row() -> None:
     rows = evaluate([Cell("fwd_raster", "cpu", wide, {"steps": steps}) for steps in (8, 16)])
     assert [(row["status"], row["tunables"]["steps"]) for row in rows] == [("unsupported", 8), ("ok", 16)]
     assert "fwd_raster has 16 alone for bfloat16 of width 8" in rows[0]["reason"]
+
+
+@pytest.mark.parametrize("given", [{"blok": 64}, {"block": 65}])
+def test_a_tunable_that_there_never_is_is_an_error(given: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="fwd_naive tunable"):
+        evaluate([Cell("fwd_naive", "cpu", Case(1, 4, 9), given)])
 
 
 WITHOUT_WORKSPACE = [v for op in ("fwd", "bwd", "update") for v in variants.select("all", op) if len(v.stages) == 1]
