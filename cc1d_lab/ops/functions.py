@@ -26,8 +26,8 @@ _any_autocast = torch._C._is_any_autocast_enabled
 
 
 def _is_plain(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
-    """Whether nothing but eager execution looks at these tensors, so that the dispatcher has nothing to add."""
-    if torch.compiler.is_compiling() or _modes() or _functions() or peek_interpreter_stack() is not None:
+    """Whether eager execution of these tensors is watched by nothing: then the dispatcher has nothing to add."""
+    if _modes() or _functions() or peek_interpreter_stack() is not None:
         return False
     if type(x) not in _PLAIN or type(weight) not in _PLAIN:
         return False
@@ -65,7 +65,8 @@ def causal_conv1d_fn(
     RuntimeError) naming the argument, or TypeError for what is not a tensor.
     """
     silu = False if activation is None else is_silu(activation)
-    if (torch.compiler.is_compiling() or _any_autocast()) and torch.is_autocast_enabled(x.device.type):
+    compiling = torch.compiler.is_compiling()
+    if (compiling or _any_autocast()) and torch.is_autocast_enabled(x.device.type):
         x, weight, bias, initial_states = _autocast(x, weight, bias, initial_states)
     if final_states_out is not None:
         if not return_final_states:
@@ -74,8 +75,8 @@ def causal_conv1d_fn(
             check_forward(x, weight, bias, seq_idx, initial_states)
             _check_final_states_out(final_states_out, x, weight, bias, initial_states)
     arguments = (x, weight, bias, seq_idx, initial_states)
-    if not _is_plain(*arguments):
-        if not torch.compiler.is_compiling():
+    if compiling or not _is_plain(*arguments):
+        if not compiling:
             check_forward(*arguments)
         out, final_states = torch.ops.cc1d_lab.conv(*arguments, return_final_states, silu, variant, backend)
         if not return_final_states:
@@ -108,10 +109,9 @@ def _check_final_states_out(
 
 
 def _needs_grad(x: Tensor, weight: Tensor, bias: Tensor | None, initial_states: Tensor | None) -> bool:
-    if x.requires_grad or weight.requires_grad:
+    if x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad):
         return True
-    given = (bias, initial_states)
-    return any(t is not None and t.requires_grad for t in given)
+    return initial_states is not None and initial_states.requires_grad
 
 
 def _autocast(x: Tensor, *rest: Tensor | None) -> tuple[Tensor, ...]:

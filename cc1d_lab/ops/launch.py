@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from .choice import Explanation, backend_for, case_of, choose, forgive, is_named
 MAX_PLANS = 4096  # of each kind; beyond that all are forgotten
 
 _plans: dict[Any, Plan] = {}
+_POINTERS = struct.Struct(f"@{len(kernel.PLAIN_POINTERS)}P")
 
 
 @dataclass(frozen=True)
@@ -37,34 +39,46 @@ class Plan:
 
     launch: Callable[..., bytes | None]
     template: Params
+    sizes: bytes  # of the template, what follows the pointers of a plain forward
     workspace_bytes: int
     device: torch.device
+    index: int | None  # of the device; None: the CPU
     choice: Explanation
     out_strides: tuple[int, ...]  # of x-like outputs
     dense: bool  # whether x has these strides itself
 
+    def run_plain(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """What `run` does, for a forward with these tensors alone, sooner: it packs the bytes of Params itself."""
+        given = 0 if bias is None else bias.data_ptr()
+        workspace = self._workspace()
+        place = 0 if workspace is None else workspace.data_ptr()
+        self._launch(_POINTERS.pack(x.data_ptr(), weight.data_ptr(), given, out.data_ptr(), place) + self.sizes)
+
     def run(self, **tensors: Tensor | None) -> None:
         """Launch on the current stream of the device. LaunchError with the device's words when it is refused."""
         params = Params.from_buffer_copy(self.template)
+        tensors["workspace"] = self._workspace()
         for name, tensor in tensors.items():
             if tensor is not None:
                 setattr(params, name, tensor.data_ptr() or None)
-        if self.device.type == "cpu":
-            self._launch(params, 0)
-        elif torch._C._cuda_getDevice() == self.device.index:
-            self._launch(params, torch._C._cuda_getCurrentRawStream(self.device.index))
-        else:
-            with torch.cuda.device(self.device):
-                self._launch(params, torch._C._cuda_getCurrentRawStream(self.device.index))
+        self._launch(ctypes.byref(params))
 
-    def _launch(self, params: Params, stream: int) -> None:
-        if self.workspace_bytes:
-            # Freed when this returns, but not reused before the kernels are through: the allocator knows the stream.
-            workspace = torch.empty(self.workspace_bytes, dtype=torch.uint8, device=self.device)
-            params.workspace = workspace.data_ptr()
-        error = self.launch(ctypes.byref(params), stream)
+    def _workspace(self) -> Tensor | None:
+        if not self.workspace_bytes:
+            return None
+        # Freed when its run returns, but not reused before the kernels are through: the allocator knows the stream.
+        return torch.empty(self.workspace_bytes, dtype=torch.uint8, device=self.device)
+
+    def _launch(self, params: Any) -> None:
+        if self.index is None:
+            error = self.launch(params, 0)
+        elif torch._C._cuda_getDevice() == self.index:
+            error = self.launch(params, torch._C._cuda_getCurrentRawStream(self.index))
+        else:
+            with torch.cuda.device(self.index):
+                error = self.launch(params, torch._C._cuda_getCurrentRawStream(self.index))
         if error:
-            raise LaunchError(f"{self.choice.variant}: {kernel.describe(error, params)}")
+            raise LaunchError(f"{self.choice.variant}: {kernel.describe(error, self.template)}")
 
 
 def _meta(tensor: Tensor | None) -> tuple[Any, ...] | None:
@@ -89,7 +103,8 @@ def _make(case_arguments: tuple[Any, ...], variant: str, backend: str, tensors: 
     choice, loaded = _choose(case_of(*case_arguments), backend_for(x.device, backend), variant, x.device.index)
     params = kernel.fill(tensors)
     strides, size = strides_like(x), loaded.workspace_bytes(params)
-    return Plan(loaded.library.cc1d_launch, params, size, x.device, choice, strides, strides == x.stride())
+    sizes, dense = bytes(params)[_POINTERS.size :], strides == x.stride()
+    return Plan(loaded.library.cc1d_launch, params, sizes, size, x.device, x.device.index, choice, strides, dense)
 
 
 def _choose(case: Case, backend: str, variant: str, device: int | None) -> tuple[Explanation, kernel.Kernel]:
@@ -187,7 +202,7 @@ def forward(
     if bias is not None and not bias.is_contiguous():
         bias = bias.contiguous()
     if seq_idx is None and initial_states is None and final_states is None:
-        plan.run(x=x, weight=weight, bias=bias, out=result)
+        plan.run_plain(x, weight, bias, result)
     else:
         states = {"initial_states": initial_states, "final_states": final_states}
         plan.run(x=x, weight=weight, bias=bias, out=result, seq_idx=seq_idx, **states)
