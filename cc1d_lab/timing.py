@@ -9,6 +9,7 @@ the wall clock.
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -164,14 +165,18 @@ def _under_load(observe: Callable[[], None], device: str) -> Callable[[Run], Non
 
 
 def _sample_rounds(members: list[Run], policy: Policy, look: Callable[[Run], None] | None = None) -> str:
-    """Interleaved rounds until the policy is content; returns why it stopped."""
+    """Interleaved rounds until the policy is content; returns why it stopped.
+
+    The order of a round is drawn: what a member leaves in caches and clocks must not always fall to the same one.
+    """
     started = looked = time.perf_counter()
+    order = random.Random(len(members))
     reason = ""
     while not reason:
         if look and (not members[0].samples or time.perf_counter() - looked > OBSERVE_S):
             look(members[0])
             looked = time.perf_counter()
-        for member in members:
+        for member in order.sample(members, len(members)):
             member.samples.append(member.sample())
         reason = _stop(members, policy, time.perf_counter() - started)
     if look:

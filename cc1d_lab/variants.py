@@ -96,8 +96,15 @@ def _banded_flops(case: Case) -> int:
     return tiles * (2 if case.width > 1 else 1) * 2 * 16**3
 
 
-def _resident_if_wide(case: Case) -> int | None:
-    return (512 if case.itemsize == 2 else 640) if case.width > 4 else None
+def _if_wide(size: int) -> Callable[[Case], int | None]:
+    """`size` for 16-bit elements from width 5 on."""
+    return lambda case: size if case.width > 4 and case.itemsize == 2 else None
+
+
+def _resident(case: Case) -> int | None:
+    if case.width > 4:
+        return 640
+    return 1024 if case.seq_idx and case.dtype == "bfloat16" else None
 
 
 def _round16(n: int) -> int:
@@ -195,11 +202,11 @@ _ENTRIES = (
         layouts=("channel_last",),
         widths=(1, 8),
         tunables={
-            "block": Tunable(128, (64, 128, 256)),
+            "block": Tunable(128, (64, 128, 256), _if_wide(64)),
             "across": Tunable(32, (32, 64)),
-            "steps": Tunable(8, (2, 4, 8, 16), lambda case: 16 if case.width > 4 and case.itemsize == 2 else None),
+            "steps": Tunable(8, (2, 4, 8, 16), _if_wide(12)),
             "bytes": Tunable(8, (8, 16)),
-            "resident": Tunable(896, (512, 768, 896, 1024), _resident_if_wide),
+            "resident": Tunable(896, (512, 768, 896, 1024), _resident),
         },
     ),
     Variant(
@@ -369,7 +376,7 @@ def _fixed_otherwise(variant: Variant, given: Mapping[str, int], case: Case | No
         if value not in (*tunable.choices, fixed):
             raise ConfigError(f"{variant.name} tunable {name}: {value!r} is not among {tunable.choices}")
         if case and fixed not in (None, value):
-            kind = f"{case.dtype} of width {case.width}{' with states' if case.states else ''}"
+            kind = " with ".join([f"{case.dtype} of width {case.width}", *(f for f in FEATURES if getattr(case, f))])
             return (
                 f"tunable {name}={value}: {variant.name} has {fixed} alone for {kind}; give that, or leave {name} out"
             )

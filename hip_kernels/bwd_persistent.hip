@@ -135,7 +135,9 @@ __device__ inline void walk_all(Walker<kHow>& w, index_t first, index_t last) {
 template <Channels kHow>
 __device__ inline void backward(const Params& p, uint32_t slabs, index_t share) {
     __shared__ acc_t sums[kDown][kAcross * kLanes];
-    start_next();
+    // The blocks of the second stage that wait on a multiprocessor slow the walk; only one that is shorter than a launch goes on beside them.
+    const bool is_long = share > 2 * kShortest;
+    if (!is_long) start_next();
     const uint32_t part = blockIdx.x / slabs, slab = blockIdx.x - part * slabs;
     const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross;
     const index_t lines = p.batch * p.seqlen;
@@ -148,6 +150,7 @@ __device__ inline void backward(const Params& p, uint32_t slabs, index_t share) 
         w.parameters.load(p, w.own.dim, kHow == Channels::scattered ? w.own.count : kLanes, w.own.kStep);
         walk_all<kHow>(w, first, last);
     }
+    if (is_long) start_next();
 
 #pragma unroll
     for (int s = 0; s < kSums; ++s) {

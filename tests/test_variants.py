@@ -74,9 +74,10 @@ def test_unknown_tunables_and_values_are_refused() -> None:
 
 
 FIXED = [
-    ("fwd_raster", Case(layout="channel_last", width=8, dtype="bfloat16"), {"steps": 16, "resident": 512}),
+    ("fwd_raster", Case(layout="channel_last", width=8, dtype="bfloat16"), {"block": 64, "steps": 12, "resident": 640}),
     ("fwd_raster", Case(layout="channel_last", width=8, dtype="float32"), {"resident": 640}),
     ("fwd_register", Case(width=8), {"vectors": 2}),
+    ("fwd_raster", Case(layout="channel_last", dtype="bfloat16", seq_idx=True), {"resident": 1024}),
     ("fwd_register", Case(states=True), {"vectors": 2}),
 ]
 
@@ -88,7 +89,8 @@ def test_a_tunable_that_a_case_fixes_takes_no_other_value(name: str, case: Case,
     assert variants.defaults(variant, case) == resolve_tunables(variant, fixed, case) == usual | fixed
     assert why_not(variant, case, "nvidia", fixed) == ""
     for knob in fixed:
-        kind = f"{case.dtype} of width {case.width}{' with states' if case.states else ''}"
+        features = "".join(f" with {f}" for f in ("states", "seq_idx") if getattr(case, f))
+        kind = f"{case.dtype} of width {case.width}{features}"
         reason = (
             f"tunable {knob}={usual[knob]}: {name} has {fixed[knob]} alone for {kind}; give that, or leave {knob} out"
         )
