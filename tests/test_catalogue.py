@@ -1,6 +1,8 @@
-"""hip_kernels/README.md says what the registry and the head comments say."""
+"""hip_kernels/README.md says what the registry and the head comments say; what is published is whole."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 
@@ -20,6 +22,17 @@ def test_the_ladder_of_the_readme_comes_from_the_published_rows() -> None:
     rows = catalogue.published_rows(root)
     assert readme == catalogue.with_ladder(readme, rows), "python -m cc1d_lab.catalogue"
     assert "fwd_register" in catalogue.ladder(rows)
+
+
+def test_pages_of_published_runs_link_to_what_is_there() -> None:
+    published = paths.PACKAGE.parent / catalogue.PUBLISHED
+    links = [
+        (page, page.parent / link)
+        for page in published.rglob("*.html")
+        for link in re.findall(r'href="([^"#:]+)"', page.read_text())
+    ]
+    assert {page.parent for page, _ in links} >= set(published.iterdir())
+    assert not [(page, target) for page, target in links if not target.exists()]
 
 
 @pytest.mark.parametrize("variant", SOURCES, ids=lambda v: v.name)
