@@ -32,21 +32,17 @@ def kernels(
     `case`: fields of Case; the layout is the first that a variant takes when it is not given. Variants that do not take
     the case are left out. Raises ToolchainError without a compiler or disassembler, CompileError.
     """
-    chosen = [v for v in variants.select(list(names), case.get("op", "fwd")) if v.source]
-    cells = [c for v in chosen for arch in backends.arches(backend, arches) for c in _cells(v, backend, arch, case)]
-    if not cells:
-        raise ConfigError("nothing to inspect: no variant takes this case; see `cc1d list variants`")
+    chosen = variants.select(list(names), case.get("op", "fwd"))
+    taken, reasons = variants.takers(chosen, backend, lambda v: [Case(**{"layout": v.layouts[0], **case})])
+    if not taken:
+        raise variants.nothing("inspect", reasons)
+    cells = [Cell(v.name, backend, one, arch=arch) for v, one in taken for arch in backends.arches(backend, arches)]
     built = {}
     for cell, outcome in build.build_all(cells):
         if isinstance(outcome, Exception):
             raise outcome
         built[cell.variant, cell.arch] = outcome
     return [i for c in cells for i in machine_code.inspect(c, built[c.variant, c.arch])]
-
-
-def _cells(variant: variants.Variant, backend: str, arch: str, given: dict[str, Any]) -> list[Cell]:
-    case = Case(**{"layout": variant.layouts[0], **given})
-    return [] if variants.why_not(variant, case, backend) else [Cell(variant.name, backend, case, arch=arch)]
 
 
 def registers(found: Iterable[Inspection]) -> pd.DataFrame:

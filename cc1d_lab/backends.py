@@ -288,9 +288,17 @@ BACKENDS = {
 }
 
 
+_ELSEWHERE = {"cuda": "nvidia", "hip": "amd", "rocm": "amd"}
+
+
+def known(name: str, *more: str) -> str:
+    """`name`, which must be a backend's or one of `more`; ConfigError when it is not."""
+    return one_of("backend", name, [*more, *BACKENDS], _ELSEWHERE)
+
+
 def get(name: str) -> Backend:
     """The backend called `name`; ConfigError when there is none."""
-    return BACKENDS[one_of("backend", name, BACKENDS)]
+    return BACKENDS[known(name)]
 
 
 def why_not_run(backend: Backend) -> str:
@@ -307,7 +315,22 @@ def arches(name: str, wanted: Iterable[str] = ()) -> tuple[str, ...]:
     """What to build for: `wanted`, the default of the backend when empty; `all` stands for all that are supported."""
     every = {"amd": AMD_ARCHES, "cpu": tuple(CPU_ARCHES)}
     given = tuple(wanted) or (get(name).default_arch(),)
-    return every.get(name, (get(name).default_arch(),)) if "all" in given else given
+    if "all" in given:
+        return every.get(name, (get(name).default_arch(),))
+    return tuple(check_arch(name, arch) for arch in given)
+
+
+_ARCH_NAMES = {"amd": (r"gfx[0-9a-f]+(:\w+[+-])*", AMD_ARCHES), "nvidia": (r"sm_\d+[af]?", ("sm_80", "sm_90"))}
+
+
+def check_arch(name: str, arch: str) -> str:
+    """`arch`; ConfigError when it is none of the backend `name`. '' stands for the default."""
+    pattern, such_as = _ARCH_NAMES.get(name, ("|".join(CPU_ARCHES), tuple(CPU_ARCHES)))
+    if arch and not re.fullmatch(pattern, arch):
+        raise ConfigError(
+            f"arch: {arch!r} is none of backend {name}: give one such as {', '.join(such_as)}, or leave it out"
+        )
+    return arch
 
 
 def first_runnable() -> str:

@@ -13,6 +13,7 @@ EVERY_DTYPE = (*DTYPES, "float64")  # float64 is for gradient checks in emulatio
 LAYOUTS = ("channel_first", "channel_last")
 ACTIVATIONS = ("none", "silu")
 VIEWS = ("contiguous", "channel_slice", "sliced_input", "batch_second", "misaligned")
+SLICES = ("channel_slice", "sliced_input")  # cut from a buffer of row_stride channels
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -69,6 +70,8 @@ class Case:
             )
         if self.row_stride and self.row_stride < self.dim:
             raise ConfigError(f"row_stride: {self.row_stride} must be 0 (none) or at least dim = {self.dim}")
+        if self.row_stride and self.view not in SLICES:
+            raise ConfigError(f"row_stride: {self.row_stride} is for view {' or '.join(SLICES)}, got view {self.view}")
 
     @property
     def itemsize(self) -> int:

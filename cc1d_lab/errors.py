@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class Cc1dError(Exception):
@@ -102,12 +102,16 @@ class StoreError(Cc1dError, RuntimeError):
     """A run directory cannot be read or written."""
 
 
-def one_of(name: str, value: object, allowed: Iterable[str]) -> str:
-    """Return `value` when it is among `allowed`; raise ConfigError with the nearest neighbour when not."""
+def one_of(name: str, value: object, allowed: Iterable[str], meant: Mapping[str, str] | None = None) -> str:
+    """Return `value` when it is among `allowed`; raise ConfigError with the nearest neighbour when not.
+
+    `meant`: what others call one of these, and the name of it here.
+    """
     names = list(allowed)
     if isinstance(value, str) and value in names:
         return value
-    raise ConfigError(f"{name}: {value!r} is not known{nearest(str(value), names)}; allowed: {', '.join(names)}")
+    hint = f" (here it is {meant[str(value)]!r})" if meant and str(value) in meant else nearest(str(value), names)
+    raise ConfigError(f"{name}: {value!r} is not known{hint}; allowed: {', '.join(names)}")
 
 
 def nearest(value: str, names: Iterable[str]) -> str:

@@ -70,7 +70,7 @@ def _check_baseline(name: str) -> str:
 
 
 def _check_backend(name: str) -> str:
-    return one_of("backend", name, ["auto", *toolchains.BACKENDS])
+    return toolchains.known(name, "auto")
 
 
 def _check_toolchain(given: str) -> str:
@@ -118,7 +118,10 @@ def _case_value(name: str) -> Any:
 
     def check(value: Any) -> Any:
         # What a value is held against passes here; it is compared with the true one when the whole case is known.
-        against: dict[str, dict[str, Any]] = {"row_stride": {"dim": 1}, "state_len": {"op": "update", "width": 1}}
+        against: dict[str, dict[str, Any]] = {
+            "row_stride": {"dim": 1, "view": "channel_slice"},
+            "state_len": {"op": "update", "width": 1},
+        }
         Case(**(against.get(name, {}) | {name: value}))
         return value
 
@@ -139,7 +142,7 @@ Axes = _fields_model("Axes", _axis)
 VariantName = Annotated[str, AfterValidator(_check_variant)]
 BaselineName = Annotated[str, AfterValidator(_check_baseline)]
 BackendName = Annotated[str, AfterValidator(_check_backend)]
-BackendKey = Annotated[str, AfterValidator(lambda name: one_of("backend", name, toolchains.BACKENDS))]
+BackendKey = Annotated[str, AfterValidator(toolchains.known)]
 Toolchain = Annotated[str, AfterValidator(_check_toolchain)]
 ProgramName = Annotated[str, AfterValidator(programs.canonical)]
 NotebookName = Annotated[str, AfterValidator(_check_notebook)]
@@ -325,8 +328,11 @@ class Experiment(BaseModel):
                 raise _LocatedError((*location, "layout"), "a program has a layout of its own; remove layout")
 
     def _check_tunables(self, variant: str, knobs: Mapping[str, list[int]]) -> None:
+        taken = [v.name for op in self._ops() for v in self._variants(op)]
         try:
-            one_of("variant", variant, [v.name for op in self._ops() for v in self._variants(op)])
+            if variant in registry.VARIANTS and variant not in taken:
+                raise ConfigError(f"{variant} is not among this experiment's variants: add it there, or take this out")
+            one_of("variant", variant, taken)
         except ConfigError as e:
             raise _LocatedError(("tunables", variant), str(e)) from e
         for knob, values in knobs.items():

@@ -420,6 +420,11 @@ def _llvm_objdump() -> str:
     return _tool("llvm-objdump", [str(c) for c in candidates], "install ROCm, or run `make tools`")
 
 
+def disassembler(backend: str) -> str:
+    """Path of what reads the machine code of a backend, amd or nvidia. ToolchainError with the remedy."""
+    return _llvm_objdump() if backend == "amd" else _cuobjdump()
+
+
 def _tool(name: str, candidates: list[str], remedy: str) -> str:
     for candidate in candidates:
         found = shutil.which(candidate)

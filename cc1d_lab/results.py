@@ -159,7 +159,8 @@ def read(path: Path) -> list[Row]:
     try:
         text = path.read_text()
     except OSError as e:
-        raise StoreError(f"{path}: cannot be read: {e.strerror}") from e
+        remedy = "; `cc1d run EXPERIMENT` makes such a directory" if isinstance(e, FileNotFoundError) else ""
+        raise StoreError(f"{path}: cannot be read: {e.strerror}{remedy}") from e
     except UnicodeDecodeError as e:
         raise StoreError(f"{path}: not text: {e}") from e
     return list(_parse(path, text.splitlines(keepends=True)))

@@ -6,7 +6,7 @@ in rows, in charts and in test ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from .case import DTYPES, EVERY_DTYPE, LAYOUTS, Case
@@ -390,6 +390,29 @@ def why_not(variant: Variant, case: Case, backend: str, tunables: Mapping[str, i
     """
     reason = cannot(variant, case, backend) or _fixed_otherwise(variant, tunables or {}, case)
     return reason or (_too_much_work(variant, case) if backend == "cpu" else "")
+
+
+def takers(
+    chosen: Iterable[Variant], backend: str, cases: Callable[[Variant], Iterable[Case]]
+) -> tuple[list[tuple[Variant, Case]], dict[str, str]]:
+    """Which of the chosen are compiled for which of their cases; and of each that never is, why not."""
+    taken: list[tuple[Variant, Case]] = []
+    reasons: dict[str, str] = {}
+    for variant in chosen:
+        for case in cases(variant):
+            compiled = variant.kind == "kernel"
+            reason = why_not(variant, case, backend) if compiled else f"a {variant.kind} has no source"
+            if reason:
+                reasons.setdefault(variant.name, reason)
+            else:
+                taken.append((variant, case))
+    served = {variant.name for variant, _ in taken}
+    return taken, {name: reason for name, reason in reasons.items() if name not in served}
+
+
+def nothing(verb: str, reasons: Mapping[str, str]) -> ConfigError:
+    """The error for when nobody is left, with the reason of each."""
+    return ConfigError(f"nothing to {verb}: {'; '.join(f'{name}: {reason}' for name, reason in reasons.items())}")
 
 
 def cannot(variant: Variant, case: Case, backend: str) -> str:

@@ -60,6 +60,14 @@ def test_bad_values_are_refused_by_name(field: str, value: Any, words: str) -> N
         Case(**{field: value})
 
 
+def test_a_row_stride_needs_a_view_that_has_one() -> None:
+    assert Case(view="sliced_input", row_stride=80).row_stride == 80
+    with pytest.raises(
+        ConfigError, match="row_stride: 80 is for view channel_slice or sliced_input, got view misaligned"
+    ):
+        Case(view="misaligned", row_stride=80)
+
+
 def test_weight_dtype_follows_dtype_unless_given() -> None:
     assert Case(dtype="float16").weight_dtype == "float16"
     assert Case(dtype="float16", weight_dtype="float32").weight_dtype == "float32"
@@ -119,6 +127,8 @@ def test_the_title_is_one_line_with_the_shape(case: Case) -> None:
 def test_every_field_is_part_of_the_identity_of_a_cell(case: Case, field: str) -> None:
     if field == "state_len":  # of an update alone
         case = dataclasses.replace(case, op="update", states=False, seq_idx=False)
+    if field == "row_stride":  # of slices alone
+        case = dataclasses.replace(case, view="channel_slice")
     other = {"dtype": "bfloat16", "weight_dtype": "bfloat16", "layout": "channel_last", "activation": "silu"}
     other |= {"view": "misaligned", "op": "fwd", "label": "x", "scaled_from": "y"}
     value = getattr(case, field)

@@ -90,9 +90,9 @@ def test_the_command_line_test_of_s0_means_this_cell(runner: FakeRunner) -> None
 
 
 def test_dashes_and_underscores_are_the_same(runner: FakeRunner) -> None:
-    one = ["--use_silu", "--no_bias", "--weight_dtype", "fp32", "--row_stride", "200"]
+    one = ["--use_silu", "--no_bias", "--weight_dtype", "fp32", "--view", "channel_slice", "--row_stride", "200"]
     cells = []
-    for arguments in (one, [a.replace("_", "-") for a in one]):
+    for arguments in (one, [a.replace("_", "-") if a.startswith("--") else a for a in one]):
         assert cc1d("check", "--backend", "cpu", "--dtype", "bf16", *arguments).exit_code == 0
         cells.append(runner.cells)
     assert cells[0] == cells[1]
@@ -145,7 +145,14 @@ BAD = {
     "check --dtype float61": "'float61' is not known (did you mean 'float16'?)",
     "check --layout channels_last": "did you mean 'channel_last'",
     "check --activation gelu": "allowed: none, silu",
-    "check --backend rocm": "backend: 'rocm' is not known; allowed: amd, nvidia, cpu",
+    "check --backend rocm": "backend: 'rocm' is not known (here it is 'amd'); allowed: amd, nvidia, cpu",
+    "check --backend cuda": "(here it is 'nvidia')",
+    "check --dtype float64": "dtype: float64 is only for gradient checks of the operator; allowed: float32",
+    "check --backend cpu --arch gfx942": "arch: 'gfx942' is none of backend cpu: give one such as wave32, wave64",
+    "build --backend cpu --arch sm_90": "arch: 'sm_90' is none of backend cpu",
+    "check --row-stride 128": "row_stride: 128 is for view channel_slice or sliced_input, got view contiguous",
+    "check --use-silu --activation none": "--use-silu, --activation none: they contradict",
+    "check --set block=64 --set block=128": "--set block: given more than once, as 64 and 128",
     "check --dim -4": "dim: -4 must be an integer of at least 1",
     "check --dim four": "'four' is not a valid integer",
     "check --bacth 2": "'--bacth'",
@@ -154,7 +161,8 @@ BAD = {
     "check --variant fwd_naive --set block=3": "block: 3 is not among",
     "bench --policy s1": "did you mean 's0'",
     "build --variant fwd_naiv": "did you mean 'fwd_naive'",
-    "build --variant fwd_channel_last --backend cpu --layout channel_first": "nothing to build",
+    "build --variant fwd_channel_last --backend cpu --layout channel_first": "nothing to build: fwd_channel_last:",
+    "build --variant torch_conv1d --backend cpu": "nothing to build: torch_conv1d: a baseline has no source",
     "run quik": "did you mean 'quick'",
     "run nowhere.yaml": "nowhere.yaml: cannot be read",
     "run quick --backend cdu": "'cdu' is not known",
@@ -366,6 +374,18 @@ def test_doctor_names_each_backend_with_its_remedy_and_each_variable_with_its_or
     assert (variables["MAX_JOBS"]["value"], variables["MAX_JOBS"]["origin"]) == ("3", "environment")
     assert variables["CC1D_CASHE"]["meaning"] == "not known (did you mean 'CC1D_CACHE'?)"
     assert cc1d("doctor").exit_code == 0
+
+
+def test_doctor_names_the_tools_of_inspect_and_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ncu").touch(mode=0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    tools = {(t["verb"], t["backend"]): t for t in json.loads(cc1d("doctor", "--json").stdout)["tools"]}
+    assert tools["profile", "nvidia"]["path"] == str(tmp_path / "bin" / "ncu")
+    for tool in tools.values():
+        assert bool(tool["path"]) != bool(tool["remedy"])
+    assert "install ROCm" in tools["profile", "amd"]["remedy"]
 
 
 def test_doctor_names_every_variable_of_ours_that_is_read() -> None:

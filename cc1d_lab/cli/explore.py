@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from .. import backends, build, experiment, results, rocm, shares, tables, variants
-from ..errors import Cc1dError, StoreError, nearest, one_of
+from .. import backends, build, experiment, machine_code, profiler, results, rocm, shares, tables, variants
+from ..errors import Cc1dError, StoreError, ToolchainError, nearest, one_of
 from ..provenance import HONOURED
 from ..results import Row
 from . import output
@@ -30,6 +30,7 @@ def doctor(as_json: bool) -> int:
         "python": {"version": platform.python_version(), "path": sys.executable},
         "backends": [_examine(b) for b in backends.BACKENDS.values()],
         "rocm": rocm.examine(),
+        "tools": _tools(),
         "cache": _cache(),
         "environment": _environment(),
         "packages": _packages(),
@@ -61,6 +62,20 @@ def _try(function: Callable[[], Any]) -> Any:
         return function()
     except (Cc1dError, OSError, RuntimeError) as e:
         return f"error: {e}"
+
+
+def _tools() -> list[dict[str, Any]]:
+    """What the verbs that look at machine code and at a running GPU need, and where it is."""
+    found = []
+    for verb, find in (("inspect", machine_code.disassembler), ("profile", profiler.tool_of)):
+        for backend in ("amd", "nvidia"):
+            path = remedy = None
+            try:
+                path = find(backend)
+            except ToolchainError as e:
+                remedy = str(e)
+            found.append({"verb": verb, "backend": backend, "path": path, "remedy": remedy})
+    return found
 
 
 def _cache() -> dict[str, Any]:
@@ -106,6 +121,9 @@ def _print_doctor(found: dict[str, Any]) -> None:
             if b[key]:
                 click.echo(f"  {key:9} {output.printable(str(b[key]))[:160]}")
     _print_rocm(found["rocm"])
+    click.echo("\ntools")
+    for t in found["tools"]:
+        click.echo(f"  {t['verb']} {t['backend']:7} {output.printable(t['path'] or t['remedy'])[:160]}")
     size = found["cache"]["bytes"]
     click.echo(f"\ncache: {found['cache']['path']}, {'unknown size' if size is None else megabytes(size)}\n")
     environment = [[e["name"], e["value"], e["origin"], e["meaning"]] for e in found["environment"]]

@@ -10,7 +10,7 @@ from .. import backends, machine_code, occupancy, variants, work
 from .. import build as builder
 from ..case import LAYOUTS, OPS, Case
 from ..cell import Cell
-from ..errors import ConfigError, ToolchainError, one_of
+from ..errors import ToolchainError, one_of
 from ..machine_code import Inspection
 from . import options, output
 from .explore import json_option
@@ -76,16 +76,14 @@ def _cells(chosen: list[variants.Variant], backend: str, arches: tuple[str, ...]
     target = backends.get(backend)
     if target.can_build():
         raise ToolchainError(f"backend {backend}: {target.can_build()}")
-    found = [
-        Cell(variant.name, backend, case, arch=arch)
-        for variant in chosen
-        for case in [Case(**given | {"layout": given["layout"] or _layout(variant), "op": options.op_of(variant)})]
-        for arch in backends.arches(backend, arches)
-        if variant.source and not variants.why_not(variant, case, backend)
-    ]
-    if not found:
-        raise ConfigError("nothing to inspect: no variant takes this dtype, layout and width; see `cc1d list variants`")
-    return found
+
+    def cases(variant: variants.Variant) -> list[Case]:
+        return [Case(**given | {"layout": given["layout"] or _layout(variant), "op": options.op_of(variant)})]
+
+    taken, reasons = variants.takers(chosen, backend, cases)
+    if not taken:
+        raise variants.nothing("inspect", reasons)
+    return [Cell(v.name, backend, case, arch=arch) for v, case in taken for arch in backends.arches(backend, arches)]
 
 
 def _layout(variant: variants.Variant) -> str:

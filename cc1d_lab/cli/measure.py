@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,10 @@ def build(
     chosen = options.select(names, OPS)
     if manifest and set(where) != {"amd"}:
         raise ConfigError(f"--manifest: it describes AMD code objects, got backend {where or 'all'}: add --backend amd")
-    cells = [c for b in where or _buildable() for c in _builds(chosen, b, **given, bias=not no_bias)]
+    reasons: dict[str, str] = {}
+    cells = [c for b in where or _buildable() for c in _builds(chosen, b, reasons, **given, bias=not no_bias)]
     if not cells:
-        raise ConfigError("nothing to build: no variant takes this dtype, layout and width; see `cc1d list variants`")
+        raise variants.nothing("build", reasons)
     for cell, outcome in builder.build_all(cells, jobs):
         fine = isinstance(outcome, builder.Built)
         built, failed = built + fine, failed + (not fine)
@@ -68,22 +69,26 @@ def _buildable() -> list[str]:
 def _builds(
     chosen: list[variants.Variant],
     backend: str,
+    reasons: dict[str, str],
     arch: str,
     dtypes: tuple[str, ...],
     layouts: tuple[str, ...],
     **case_fields: Any,
-) -> Iterator[Cell]:
+) -> list[Cell]:
+    """What is to be built for one backend. Adds to `reasons` why a variant is left out."""
     reason = backends.get(backend).can_build()
     if reason:
         raise ToolchainError(f"backend {backend}: {reason}")
+
+    def cases(variant: variants.Variant) -> list[Case]:
+        wanted = itertools.product(dtypes or DTYPES, layouts or LAYOUTS)
+        return [Case(dtype=d, layout=x, op=options.op_of(variant), **case_fields) for d, x in wanted]
+
     packed = case_fields["states"] or case_fields["seq_idx"]  # an update has neither
-    for variant in [v for v in chosen if not (packed and v.op == "update")]:
-        for dtype in dtypes or DTYPES:
-            for layout in layouts or LAYOUTS:
-                case = Case(dtype=dtype, layout=layout, op=options.op_of(variant), **case_fields)
-                if variant.source and not variants.why_not(variant, case, backend):
-                    for one in backends.arches(backend, [arch]) if arch else [arch]:
-                        yield Cell(variant.name, backend, case, arch=one)
+    taken, left_out = variants.takers([v for v in chosen if not (packed and v.op == "update")], backend, cases)
+    reasons |= left_out
+    arches = backends.arches(backend, [arch]) if arch else ("",)
+    return [Cell(variant.name, backend, case, arch=one) for variant, case in taken for one in arches]
 
 
 def _outcome(cell: Cell, outcome: builder.Built | Exception) -> str:

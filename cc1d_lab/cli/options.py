@@ -21,11 +21,18 @@ def full_dtype(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     """Callback of an option: dtypes by their full names; ConfigError when there is none of that name."""
     if isinstance(value, tuple):
         return tuple(full_dtype(ctx, param, v) for v in value)
+    if value == "float64":
+        raise ConfigError(f"dtype: float64 is only for gradient checks of the operator; allowed: {_names(DTYPES)}")
     return value and one_of("dtype", ALIASES.get(value, value), DTYPES)
 
 
 def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
-    return tuple(_pair(value) for value in values)
+    pairs = tuple(_pair(value) for value in values)
+    for name in dict(pairs):
+        given = [str(number) for other, number in pairs if other == name]
+        if len(given) > 1:
+            raise ConfigError(f"--set {name}: given more than once, as {' and '.join(given)}")
+    return pairs
 
 
 def _pair(value: str) -> tuple[str, int]:
@@ -51,7 +58,7 @@ _REST = (
     ),
     click.option("--weight-dtype", callback=full_dtype, help="Of weight and bias, when not that of x."),
     click.option("--layout", help=f"{_names(LAYOUTS)}; the first that the variant takes when not given."),
-    click.option("--activation", default="none", show_default=True, help=_names(ACTIVATIONS)),
+    click.option("--activation", help=f"{_names(ACTIVATIONS)}.  [default: none]"),
     click.option("--use-silu", is_flag=True, help="The same as --activation silu."),
     click.option("--no-bias", is_flag=True, help="Leave the bias out."),
     click.option("--view", default=_DEFAULT.view, show_default=True, help=f"How x lies in memory: {_names(VIEWS)}."),
@@ -113,7 +120,7 @@ def cells(
         for backend in where or (backends.first_runnable(),)
         for variant in chosen
         for toolchain in (toolchains if variant.source else [""])
-        if require(backend)
+        if require(backend, arch)
     ]
 
 
@@ -123,6 +130,7 @@ def cell(
     """The cell of one variant, whose every tunable must be the variant's own. ConfigError for what is unknown."""
     _check_knobs([variant], dict(knobs))
     where = backends.get(backend).name
+    backends.check_arch(where, arch)
     return Cell(variant.name, where, _case(variant, case), dict(knobs), arch, toolchain=toolchain)
 
 
@@ -139,8 +147,9 @@ def op_of(variant: variants.Variant) -> str:
     return variant.op if variant.op in OPS else "fwd"
 
 
-def require(backend: str) -> bool:
-    """True; ToolchainError with the remedy when `backend` cannot run here."""
+def require(backend: str, arch: str = "") -> bool:
+    """True; ToolchainError with the remedy when `backend` cannot run here, ConfigError when `arch` is another's."""
+    backends.check_arch(backends.get(backend).name, arch)
     reason = backends.why_not_run(backends.get(backend))
     if reason:
         raise ToolchainError(f"backend {backend}: {reason}")
@@ -162,7 +171,10 @@ def _own(variant: variants.Variant, tunables: dict[str, int]) -> dict[str, int]:
 def _case(variant: variants.Variant, given: dict[str, Any]) -> Case:
     fields = dict(given)
     silu, no_bias = fields.pop("use_silu"), fields.pop("no_bias")
+    if silu and fields["activation"] not in (None, "silu"):
+        raise ConfigError(f"--use-silu, --activation {fields['activation']}: they contradict; leave one out")
+    fields["activation"] = "silu" if silu else fields["activation"] or "none"
     fields["layout"] = fields["layout"] or variant.layouts[0]
     fields["op"] = "fwd" if variant.op == "any" else variant.op
     fields["weight_dtype"] = fields["weight_dtype"] or ""
-    return Case(**fields | {"bias": not no_bias} | ({"activation": "silu"} if silu else {}))
+    return Case(**fields | {"bias": not no_bias})

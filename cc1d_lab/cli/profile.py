@@ -93,6 +93,8 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / "profile.json").read_text())
         peak, missing = record["stated_gbps"], record["missing"]
+    except FileNotFoundError as e:
+        raise StoreError(f"{folder}: no profile.json in it: give a folder that `cc1d profile` wrote") from e
     except (OSError, ValueError, LookupError) as e:
         raise StoreError(f"{folder}: no profile.json of `cc1d profile` in it: {e}") from e
     return record | _told(profiler.read(folder), peak) | {"missing": missing, "folder": str(folder)}

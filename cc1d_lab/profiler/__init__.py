@@ -4,7 +4,7 @@
 """
 
 from .readers import LIMIT, Bottleneck, Profile, Span, bottlenecks, read
-from .run import PICTURES, check_backend, find, peak_gbps, profile
+from .run import PICTURES, check_backend, find, peak_gbps, profile, tool_of
 
 __all__ = [
     "LIMIT",
@@ -18,4 +18,5 @@ __all__ = [
     "peak_gbps",
     "profile",
     "read",
+    "tool_of",
 ]

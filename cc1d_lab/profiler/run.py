@@ -86,7 +86,12 @@ def find(cell: Cell) -> str:
     check_backend(cell.backend)
     if variants.get(cell.variant).source is None:
         raise ConfigError(f"variant {cell.variant}: profile is for our kernels; see `cc1d list variants`")
-    name, roots, remedy = _TOOLS[cell.backend]
+    return tool_of(cell.backend)
+
+
+def tool_of(backend: str) -> str:
+    """Path of the profiler of a backend: rocprofv3 for amd, ncu for nvidia. ToolchainError with the remedy."""
+    name, roots, remedy = _TOOLS[backend]
     candidates = [str(Path(os.environ[r], "bin", name)) for r in roots[:-1] if os.environ.get(r)]
     candidates += [name, str(Path(roots[-1], "bin", name))]
     found = next((path for c in candidates if (path := shutil.which(c))), None)
