@@ -320,7 +320,7 @@ def arches(name: str, wanted: Iterable[str] = ()) -> tuple[str, ...]:
     return tuple(check_arch(name, arch) for arch in given)
 
 
-_ARCH_NAMES = {"amd": (r"gfx[0-9a-f]+(:\w+[+-])*", AMD_ARCHES), "nvidia": (r"sm_\d+[af]?", ("sm_80", "sm_90"))}
+_ARCH_NAMES = {"amd": (r"gfx[0-9a-z-]+(:\w+[+-])*", AMD_ARCHES), "nvidia": (r"sm_\d+[af]?", ("sm_80", "sm_90"))}
 
 
 def check_arch(name: str, arch: str) -> str:

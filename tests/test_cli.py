@@ -187,6 +187,14 @@ def test_bad_usage_is_one_line_with_the_remedy_and_code_2(runner: FakeRunner, li
     assert runner.cells == []
 
 
+@pytest.mark.parametrize(
+    ("backend", "arch"),
+    [("amd", "gfx942:sramecc+:xnack-"), ("amd", "gfx11-generic"), ("nvidia", "sm_90a"), ("cpu", "wave64"), ("cpu", "")],
+)
+def test_an_arch_of_the_backend_is_taken_as_it_is(backend: str, arch: str) -> None:
+    assert backends.check_arch(backend, arch) == arch
+
+
 def test_a_missing_toolchain_is_code_3_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
     for verb in ("check", "build"):
