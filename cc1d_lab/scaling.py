@@ -85,7 +85,7 @@ def timed(df: pd.DataFrame) -> pd.DataFrame:
 def aligned(row: Any) -> bool:
     """Whether the sizes of a row are convenient: dim and seqlen multiples of ALIGNED or powers of two, x contiguous."""
     convenient = all(row[name] % ALIGNED == 0 or (row[name] & (row[name] - 1)) == 0 for name in ("dim", "seqlen"))
-    return convenient and not row["row_stride"] and tables.text(row["view"]) in ("", "contiguous")
+    return convenient and tables.text(row["view"]) in ("", "contiguous")
 
 
 def families(df: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame]]:

@@ -165,7 +165,7 @@ def share_of_copy(df: pd.DataFrame) -> Figure:
         axes.set_title(label)
     handles: list[Any] = marker_handles(names)
     handles.append(Line2D([], [], color=CEILING, linestyle=(0, (8, 3)), linewidth=1.4, label="measured copy"))
-    sheet.notes += ["right is better", *_noise_note(timed), *flag_note(timed)]
+    sheet.notes += ["batch x dim x seqlen", "right is better", *_noise_note(timed), *flag_note(timed)]
     return sheet.finish(handles)
 
 
@@ -197,4 +197,4 @@ def _share_panel(axes: Axes, part: pd.DataFrame) -> None:
     axes.axvline(100, color=CEILING, linestyle=(0, (8, 3)), linewidth=1.4)
     axes.set_yticks(list(places.values()), list(places), fontsize=8)
     axes.set_xlim(0, max(110.0, 1.05 * float(part["pct_copy"].max())))
-    axes.set_xlabel("% of the copy's speed (batch x dim x seqlen)")
+    axes.set_xlabel("% of the copy's speed")
