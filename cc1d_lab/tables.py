@@ -126,10 +126,15 @@ def usual_tunables(row: Any) -> dict[str, int]:
     if not entry:
         return {}
     try:
-        case = Case(dtype=row["dtype"], width=int(row["width"]), states=bool(row["states"]))
-    except (ConfigError, KeyError, TypeError, ValueError):  # of a row that is damaged, or of another version
+        return defaults(entry, _case(row))
+    except (ConfigError, TypeError, ValueError):  # of a row that is damaged, or of another version
         return resolve_tunables(entry, {})
-    return defaults(entry, case)
+
+
+def _case(row: Any) -> Case:
+    """The case of a row, whose numbers may be numpy's; what is not known has its default."""
+    usual = Case().to_dict().items()
+    return Case(**{name: type(value)(row[name]) for name, value in usual if known(row.get(name))})
 
 
 def devices(df: pd.DataFrame) -> list[str]:

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from rows import make_row, make_rows, spoil
 
 from cc1d_lab import plots, tables
-from cc1d_lab.case import Case
+from cc1d_lab.case import LAYOUTS, Case
 from cc1d_lab.results import load_rows
-from cc1d_lab.variants import VARIANTS
+from cc1d_lab.variants import VARIANTS, select
 
 CHARTS = [
     plots.share_of_copy,
@@ -95,6 +95,15 @@ def test_a_line_joins_what_differs_in_length_alone() -> None:
     drawn = [line for line in lines(plots.throughput(load_rows(rows))) if len(line.get_xdata())]
     assert {tuple(line.get_xdata()) for line in drawn} == {(64, 128, 256)}
     assert len(drawn) == 6 + 4  # and the copy of fwd, bwd, states, seq_idx
+
+
+def test_what_the_registry_has_for_a_case_is_no_choice_of_its_rows() -> None:
+    fields = [{}, {"width": 8}, {"states": True}, {"seq_idx": True}]
+    cases = [Case(dtype="bfloat16", layout=layout, **f) for f in fields for layout in LAYOUTS]
+    rows = load_rows([make_row(v.name, "nvidia", case) for v in select("all") for case in cases])
+    assert {tables.knobs(row) for _, row in rows.iterrows()} == {""}
+    given = make_row("fwd_raster", "nvidia", cases[-1]) | {"tunables": {"block": 256, "resident": 1024}}
+    assert tables.knobs(given) == "block=256"
 
 
 def test_the_ceiling_is_drawn_on_a_gpu_only() -> None:

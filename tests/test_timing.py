@@ -151,7 +151,7 @@ def test_sampling_stops_for_the_reason_that_it_names(policy: Policy, reason: str
 
 
 def test_each_member_comes_after_each_other() -> None:
-    """One that always followed an idle device was up to 2.5 % ahead of itself elsewhere in the round."""
+    """The one that always came first was up to 2.5 % ahead of itself elsewhere in the round."""
     called: list[int] = []
     members = [timing.Run(lambda: None, lambda i=i: called.append(i) or 1.0, 1, 1, "wall") for i in range(4)]
     timing._sample_rounds(members, Policy(min_samples=40, max_samples=40, rel_err=0.0))
