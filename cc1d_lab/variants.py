@@ -354,10 +354,14 @@ def select(names: str | list[str] | tuple[str, ...], op: str = "fwd") -> list[Va
     return found
 
 
+def fixed(variant: Variant, case: Case) -> dict[str, int]:
+    """The tunables that the case leaves no choice of."""
+    return {name: value for name, t in variant.tunables.items() if (value := t.fixed(case)) is not None}
+
+
 def defaults(variant: Variant, case: Case) -> dict[str, int]:
     """The tunables of a variant where none is given: what the case fixes, else the default."""
-    fixed = {name: t.fixed(case) for name, t in variant.tunables.items()}
-    return {name: t.default if (own := fixed[name]) is None else own for name, t in variant.tunables.items()}
+    return {name: t.default for name, t in variant.tunables.items()} | fixed(variant, case)
 
 
 def resolve_tunables(variant: Variant, given: Mapping[str, int], case: Case | None = None) -> dict[str, int]:

@@ -832,6 +832,18 @@ def test_a_measured_table_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         cc1d_lab.explain(X, W4)
 
 
+def test_a_table_of_plain_calls_decides_with_what_a_call_fixes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC1D_TABLE", str(tmp_path / "table.json"))
+    entry = {"backend": "cpu", "arch": "wave32", "op": "fwd", "layout": "channel_last", "dtype": "bfloat16", "width": 4}
+    entry |= {"variant": "fwd_raster", "tunables": {"block": 64, "resident": 512}, "outputs": 480, "time_us": 1.0}
+    slower = entry | {"variant": "fwd_channel_last", "tunables": {}, "time_us": 2.0}
+    (tmp_path / "table.json").write_text(json.dumps([slower, entry]))
+    x = X.bfloat16().transpose(1, 2).contiguous().transpose(1, 2)
+    found = cc1d_lab.explain(x, W4, seq_idx=torch.zeros(2, 20, dtype=torch.int32))
+    assert (found.variant, found.tunables) == ("fwd_raster", {"block": 64, "resident": 1024})
+    assert cc1d_lab.explain(x, W4).tunables == {"block": 64, "resident": 512}
+
+
 @pytest.mark.parametrize("tunables", [{"gone": 1}, {"block": 63}])
 def test_an_entry_of_a_table_with_tunables_of_another_version_is_passed_over(
     tunables: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

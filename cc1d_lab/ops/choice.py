@@ -197,12 +197,14 @@ def _in_table(case: Case, backend: str, able: list[Variant]) -> tuple[Variant, d
     }
     names = {v.name: v for v in able}
     agreeing = [e for e in table if e["variant"] in names and all(e[k] == v for k, v in key.items())]
+    # What the call fixes holds whatever was measured, which may have been a call without seq_idx.
+    agreeing = [e | {"tunables": e["tunables"] | variants.fixed(names[e["variant"]], case)} for e in agreeing]
     found = [e for e in agreeing if _is_of_this_version(names[e["variant"]], e["tunables"], case)]
     if not found:
         return None
     nearest = min(found, key=lambda e: (abs(math.log2(e["outputs"] / case.outputs)), e["time_us"]))
     reason = f"measured here: {nearest['time_us']:.3g} us for {nearest['outputs']} outputs"
-    return names[nearest["variant"]], dict(nearest["tunables"]), reason
+    return names[nearest["variant"]], nearest["tunables"], reason
 
 
 def _is_of_this_version(variant: Variant, tunables: Mapping[str, int], case: Case) -> bool:
