@@ -111,7 +111,8 @@ def _timed_row(
 def _input_sets(case: Case, device: str, policy: Policy) -> list[tuple[Inputs, Outputs]]:
     """Fresh inputs, and outputs, to rotate over: cold on a GPU, over three times its cache in all."""
     wanted = timing.cold_sets(case.bytes(), device) if policy.cache == "cold" else 1
-    inputs = reference.make_inputs(dataclasses.replace(case, seed=case.seed + recheck.FRESH_SEED), device)
+    fresh = dataclasses.replace(case, seed=case.seed + recheck.FRESH_SEED)
+    inputs = reference.make_inputs(fresh, device, drawn_on=device)
     return [(copy_inputs(case, inputs), reference.make_outputs(case, inputs)[0]) for _ in range(wanted)]
 
 
@@ -136,7 +137,7 @@ _Copies = list[tuple[Inputs, torch.Tensor]]  # of each set: what is copied, and 
 
 def _copies(first: Cell, sets: int, device: str) -> _Copies:
     plain = ceiling_case(first.case)
-    inputs = reference.make_inputs(plain, device)
+    inputs = reference.make_inputs(plain, device, drawn_on=device)
     return [(copy_inputs(plain, inputs), reference.empty_view(plain, device, inputs.x.dtype)[0]) for _ in range(sets)]
 
 

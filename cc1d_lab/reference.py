@@ -75,23 +75,38 @@ def beside(case: Case) -> Case:
     return replace(case, view="contiguous", row_stride=0) if case.view == "sliced_input" else case
 
 
-def make_inputs(case: Case, device: str = "cpu", kind: str = "normal") -> Inputs:
-    """Inputs from the case's seed, the same on every device. `kind`: `normal`, or `integers` for the exact probe."""
-    values = _integers(case) if kind == "integers" else _normal(case)
+def make_inputs(case: Case, device: str = "cpu", kind: str = "normal", drawn_on: str = "cpu") -> Inputs:
+    """Inputs from the case's seed. `kind`: `normal`, or `integers` for the exact probe.
+
+    The same on every device if `drawn_on` the CPU; where that does not matter, a GPU draws its own sooner.
+    """
+    values = _integers(case, device) if kind == "integers" else _normal(case, drawn_on)
     x, buffer = empty_view(case, device, DTYPES[case.dtype])
     x.copy_(values[0])
     weight = values[1].to(device, DTYPES[case.weight_dtype])
     bias = values[2].to(device, DTYPES[case.weight_dtype]) if case.bias else None
-    return Inputs(x, weight, bias, buffer, _more_inputs(case, device, kind == "integers"))
+    return Inputs(x, weight, bias, buffer, _more_inputs(case, device, kind == "integers", drawn_on))
 
 
-def _more_inputs(case: Case, device: str, integers: bool) -> dict[str, torch.Tensor]:
-    g = torch.Generator().manual_seed(case.seed + 1)
+def channels_of(case: Case, inputs: Inputs, first: int, count: int) -> tuple[Case, Inputs]:
+    """The case and the inputs (views) of `count` channels from `first` on, or of as many as there are."""
+    some = slice(first, min(first + count, case.dim))
+    more = {name: tensor[:, some] if tensor.dim() == 3 else tensor for name, tensor in inputs.more.items()}
+    bias = None if inputs.bias is None else inputs.bias[some]
+    part = replace(case, dim=some.stop - first, view="contiguous", row_stride=0)
+    return part, Inputs(inputs.x[:, some], inputs.weight[some], bias, inputs.x_buffer, more)
+
+
+def _more_inputs(case: Case, device: str, integers: bool, drawn_on: str) -> dict[str, torch.Tensor]:
+    g = torch.Generator(drawn_on).manual_seed(case.seed + 1)
     whole, states = (case.batch, case.dim, case.seqlen), (case.batch, case.dim, case.state_steps)
 
     def values(shape: tuple[int, ...]) -> torch.Tensor:
         # Of a gradient -1, 0 or 1: sums of products with x stay exact.
-        made = torch.randint(-1, 2, shape, generator=g).float() if integers else torch.randn(shape, generator=g)
+        if integers:
+            made = torch.randint(-1, 2, shape, generator=g, device=drawn_on).float()
+        else:
+            made = torch.randn(shape, generator=g, device=drawn_on)
         return made.to(device, DTYPES[case.dtype])
 
     found: dict[str, torch.Tensor] = {}
@@ -110,7 +125,7 @@ def _more_inputs(case: Case, device: str, integers: bool) -> dict[str, torch.Ten
 
 def _packed(case: Case, g: torch.Generator) -> torch.Tensor:
     """seq_idx (batch, seqlen): cuts about every 16 steps, some closer than the width; the end of row 0 is padding."""
-    seq_idx = (torch.rand(case.batch, case.seqlen, generator=g) < 1 / 16).cumsum(1).int()
+    seq_idx = (torch.rand(case.batch, case.seqlen, generator=g, device=g.device) < 1 / 16).cumsum(1).int()
     seq_idx[0, case.seqlen - case.seqlen // 8 :] = -1
     return seq_idx
 
@@ -174,22 +189,22 @@ def torch_backward(
     return run
 
 
-def _normal(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(case.seed)
-    x = torch.randn(case.batch, case.dim, case.seqlen, generator=g)
-    weight = torch.randn(case.dim, case.width, generator=g) * case.width**-0.5
-    return x, weight, torch.randn(case.dim, generator=g) * 0.5
+def _normal(case: Case, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator(device).manual_seed(case.seed)
+    x = torch.randn(case.batch, case.dim, case.seqlen, generator=g, device=device)
+    weight = torch.randn(case.dim, case.width, generator=g, device=device) * case.width**-0.5
+    return x, weight, torch.randn(case.dim, generator=g, device=device) * 0.5
 
 
-def _integers(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _integers(case: Case, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Small integers that differ from place to place: every partial sum is exact in every dtype, so the result is `==`.
 
     At most 7 taps are not 0, so that sums stay below 31 * 7 + 31 = 248, which bfloat16 holds exactly.
     """
-    b, d, t = (torch.arange(n) for n in (case.batch, case.dim, case.seqlen))
+    b, d, t = (torch.arange(n, dtype=torch.int32, device=device) for n in (case.batch, case.dim, case.seqlen))
     x = (7 * t + 13 * d[:, None] + 5 * b[:, None, None]) % 63 - 31
-    w = torch.arange(case.width)
-    spread = torch.zeros(case.width, dtype=torch.bool)
+    w = torch.arange(case.width, device=device)
+    spread = torch.zeros(case.width, dtype=torch.bool, device=device)
     spread[torch.linspace(0, case.width - 1, min(case.width, 7)).round().long()] = True
     weight = torch.where(spread, (w + d[:, None] + case.seed) % 3 - 1, 0)
     return x.float(), weight.float(), ((11 * d) % 63 - 31).float()
@@ -244,8 +259,7 @@ def errors(case: Case, out: torch.Tensor, truth: Oracle, name: str = "out") -> d
     size = err.abs()
     bad = ~(size <= truth.bound)
     ulp_error = err / _ulp(dtype, y)
-    nonzero = y != 0
-    relative = size[nonzero] / y[nonzero].abs()
+    relative = torch.where(y != 0, size / y.abs(), 0.0)
     n_bad = int(bad.sum())
     return {
         "max_abs_err": float(size.max()) if size.numel() else 0.0,

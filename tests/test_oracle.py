@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from cc1d_lab import causal_conv1d_fn_ref, causal_conv1d_update_ref, reference
+from cc1d_lab import causal_conv1d_fn_ref, causal_conv1d_update_ref, oracle, reference
 from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.evaluation import ceiling_case, evaluate
@@ -57,6 +57,21 @@ def test_forward_and_gradients_are_those_of_the_reference(case: Case) -> None:
     for name, leaf in names.items():
         torch.testing.assert_close(found[name].y, leaves[leaf].grad)
         assert (found[name].bound > 0).all()
+
+
+@pytest.mark.parametrize("op", ["fwd", "bwd", "update"])
+def test_a_large_case_is_the_same_a_few_channels_at_a_time(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for full in (False, op != "update"):
+        case = Case(2, 7, 37, op=op, layout="channel_last", states=full, seq_idx=full, view="channel_slice")
+        inputs = reference.make_inputs(case)
+        whole = truths(case, inputs)
+        with monkeypatch.context() as patch:
+            patch.setattr(oracle, "AT_ONCE", 2 * case.batch * case.seqlen)
+            parts = truths(case, inputs)
+        assert set(parts) == set(whole)
+        for name, truth in whole.items():
+            torch.testing.assert_close(parts[name].y, truth.y, rtol=1e-13, atol=0)
+            torch.testing.assert_close(parts[name].bound, truth.bound, rtol=1e-13, atol=0)
 
 
 def test_a_nan_is_the_worst_error_of_all_outputs() -> None:
