@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -161,13 +162,24 @@ def _dao(case: Case, inputs: Inputs) -> Work:
 
         return update
 
-    def plain(case: Case, given: Inputs) -> torch.Tensor:
-        return package.causal_conv1d_fn(given.x, given.weight, given.bias, activation=activation)
-
     if case.op == "bwd":
-        return reference.torch_backward(case, inputs, plain)
+        # What its autograd calls: the zeroed sums and their casts with it. Autograd itself no CUDA graph can take.
+        backward = importlib.import_module("causal_conv1d.cpp_functions").causal_conv1d_bwd_function
+        given = (
+            inputs.x,
+            inputs.weight,
+            inputs.bias,
+            more["dout"],
+            None,
+            None,
+            None,
+            None,
+            False,
+            activation == "silu",
+        )
+        return lambda: _gradients(case, backward(*given))
     if not (case.states or case.seq_idx):
-        return lambda: {"out": plain(case, inputs)}
+        return lambda: {"out": package.causal_conv1d_fn(inputs.x, inputs.weight, inputs.bias, activation=activation)}
     extra = {"seq_idx": more.get("seq_idx"), "return_final_states": case.states}
     if case.states:  # wanted with the channels contiguous
         extra["initial_states"] = more["initial_states"].transpose(1, 2).contiguous().transpose(1, 2)
@@ -179,18 +191,43 @@ def _dao(case: Case, inputs: Inputs) -> Work:
     return forward
 
 
+def _gradients(case: Case, found: Sequence[torch.Tensor]) -> Outputs:
+    """dx, dweight, dbias and whatever comes behind them, by name."""
+    return dict(zip(["dx", "dweight", *(["dbias"] if case.bias else [])], found, strict=False))
+
+
+def _dao_deterministic(case: Case, inputs: Inputs) -> Work:
+    """Its backward where the environment asks for the same bits in every run; the extension looks at each call."""
+    work, name = _dao(case, inputs), "CAUSAL_CONV1D_DETERMINISTIC"
+
+    def run() -> Outputs:
+        before = os.environ.get(name)
+        os.environ[name] = "1"
+        try:
+            return work()
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
+
+    return run
+
+
 def _fla(case: Case, inputs: Inputs) -> Work:
     """flash-linear-attention's causal_conv1d: x (batch, seqlen, dim); returns the output and a final state."""
-    function = importlib.import_module("fla.modules.convolution").causal_conv1d
-    activation = _activation(case)
+    package = importlib.import_module("fla.modules.convolution")
+    x = inputs.x.transpose(1, 2)
+    given = {"x": x, "weight": inputs.weight, "bias": inputs.bias, "activation": _activation(case)}
+    if case.op == "fwd":
+        return lambda: {"out": package.causal_conv1d(**given)[0].transpose(1, 2)}
+    dout = inputs.more["dout"].transpose(1, 2)
 
-    def plain(case: Case, given: Inputs) -> torch.Tensor:
-        turned = given.x.transpose(1, 2)
-        return function(x=turned, weight=given.weight, bias=given.bias, activation=activation)[0].transpose(1, 2)
+    def backward() -> Outputs:
+        dx, *others = package.causal_conv1d_bwd(dy=dout, dht=None, **given)  # what its autograd calls
+        return _gradients(case, (dx.transpose(1, 2), *others))
 
-    if case.op == "bwd":
-        return reference.torch_backward(case, inputs, plain)
-    return lambda: {"out": plain(case, inputs)}
+    return backward
 
 
 def _aiter(case: Case, inputs: Inputs) -> Work:
@@ -244,6 +281,9 @@ BASELINES = {
         ops=("fwd", "bwd", "update"),
         needs_gpu=True,
         states_in=("fwd",),
+    ),
+    "dao_deterministic": Baseline(
+        _dao_deterministic, "causal_conv1d", "pip install causal-conv1d", ops=("bwd",), needs_gpu=True, states_in=()
     ),
     "fla_causal_conv1d": Baseline(
         _fla, "fla.modules.convolution", "pip install flash-linear-attention", ops=("fwd", "bwd"), needs_gpu=True

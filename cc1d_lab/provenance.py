@@ -35,13 +35,14 @@ HONOURED = {
     "CI": "runs in continuous integration: no",
 }
 PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "seaborn", "papermill", "nbconvert", "jupyterlab", "pydantic")
+COMPARED = ("triton", "causal_conv1d", "flash-linear-attention", "fla-core", "amd-aiter")
 
 
 def fingerprint(names: list[str]) -> dict[str, Any]:
     """environment, packages, compilers, devices and git, as they stand in run.json."""
     return {
         "environment": environment(),
-        "packages": {name: _package(name) for name in ("cc1d_lab", *PACKAGES)},
+        "packages": {name: _package(name) for name in ("cc1d_lab", *PACKAGES, *COMPARED)},
         "platform": {"python": platform.python_version(), "system": platform.platform()},
         "compilers": {name: _told(build.describe, name) for name in names},
         "devices": {name: _told(lambda n: backends.get(n).device_name(), name) for name in names},

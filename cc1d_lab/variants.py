@@ -322,6 +322,13 @@ _ENTRIES = (
         widths=(2, 4),
     ),
     Variant(
+        "dao_deterministic",
+        "the same, with CAUSAL_CONV1D_DETERMINISTIC=1: no atomic sums",
+        kind="baseline",
+        op="bwd",
+        widths=(2, 4),
+    ),
+    Variant(
         "fla_causal_conv1d",
         "flash-linear-attention's causal_conv1d",
         kind="baseline",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -87,8 +88,36 @@ def _dao(monkeypatch: pytest.MonkeyPatch) -> Calls:
         conv_state.copy_(whole[:, :, x.shape[2] :])
         return _silu(F.conv1d(whole, weight[:, None], bias, groups=len(weight)), activation)
 
+    def causal_conv1d_bwd_function(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        dout: torch.Tensor,
+        seq_idx: torch.Tensor | None,
+        initial_states: torch.Tensor | None,
+        dfinal_states: torch.Tensor | None,
+        dx: torch.Tensor | None,
+        return_dinitial_states: bool,
+        silu_activation: bool,
+    ) -> tuple[torch.Tensor | None, ...]:
+        calls.append({"deterministic": os.environ.get("CAUSAL_CONV1D_DETERMINISTIC")})
+        assert (seq_idx, initial_states, dfinal_states, dx, return_dinitial_states) == (None, None, None, None, False)
+        return *_gradients(x, weight, bias, dout, "silu" if silu_activation else None), None
+
     _install(monkeypatch, "causal_conv1d", causal_conv1d_fn=causal_conv1d_fn, causal_conv1d_update=causal_conv1d_update)
+    _install(monkeypatch, "causal_conv1d.cpp_functions", causal_conv1d_bwd_function=causal_conv1d_bwd_function)
     return calls
+
+
+def _gradients(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dout: torch.Tensor, activation: str | None
+) -> tuple[torch.Tensor | None, ...]:
+    """Of x (batch, dim, seqlen), weight and bias, by autograd."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in (x, weight, bias)]
+    with torch.enable_grad():
+        out = _conv(*leaves, activation)
+    found = iter(torch.autograd.grad(out, [t for t in leaves if t is not None], dout))
+    return tuple(None if t is None else next(found) for t in leaves)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -97,6 +126,17 @@ def test_dao_is_called_by_its_documented_names(op: str, layout: str, monkeypatch
     calls = _dao(monkeypatch)
     _assert_right("dao_causal_conv1d", Case(2, 8, 5, op=op, layout=layout))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_dao_is_deterministic_for_its_own_calls_only(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = _dao(monkeypatch)
+    monkeypatch.delenv("CAUSAL_CONV1D_DETERMINISTIC", raising=False)
+    if before:
+        monkeypatch.setenv("CAUSAL_CONV1D_DETERMINISTIC", before)
+    _assert_right("dao_deterministic", Case(2, 8, 5, op="bwd", bias=False))
+    assert calls == [{"deterministic": "1"}]
+    assert os.environ.get("CAUSAL_CONV1D_DETERMINISTIC") == before
 
 
 def test_dao_gets_its_states_with_the_channels_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +185,22 @@ def test_fla_gets_the_sequence_before_the_channels(op: str, monkeypatch: pytest.
         shapes.append(tuple(x.shape))
         return _conv(x.transpose(1, 2), weight, bias, activation).transpose(1, 2), None
 
-    _install(monkeypatch, "fla.modules.convolution", causal_conv1d=causal_conv1d)
+    def causal_conv1d_bwd(
+        x: torch.Tensor,
+        dy: torch.Tensor,
+        dht: torch.Tensor | None,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+        initial_state: torch.Tensor | None = None,
+        activation: str | None = None,
+    ) -> tuple[torch.Tensor | None, ...]:
+        shapes.append(tuple(x.shape))
+        dx, *others = _gradients(x.transpose(1, 2), weight, bias, dy.transpose(1, 2), activation)
+        assert dx is not None
+        return dx.transpose(1, 2), *others, None, None
+
+    _install(monkeypatch, "fla.modules.convolution", causal_conv1d=causal_conv1d, causal_conv1d_bwd=causal_conv1d_bwd)
     _assert_right("fla_causal_conv1d", Case(2, 8, 5, op=op, layout="channel_last"))
     assert shapes == [(2, 5, 8)]
 
