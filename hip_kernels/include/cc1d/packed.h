@@ -147,20 +147,21 @@ struct Parameters {
     __device__ acc_t bias(int i) const { return biases.at(i); }
 
     // Of channels `dim`, `dim + step`, ..., of which the first `channels` exist; the others get the first one's. In wide accesses where
-    // all lie side by side on their own alignment, or those of a channel do.
+    // all lie side by side on their own alignment, or those of a channel do. The usual way is one branch for both: a compiler that has
+    // one between two loads converts what the first brought before it, and the second waits.
     __device__ void load(const Params& p, index_t dim, int channels = N, int step = 1) {
         const weight_t* weight = static_cast<const weight_t*>(p.weight) + dim * p.weight_dim_stride;
         const weight_t* bias = static_cast<const weight_t*>(p.bias) + dim;
         const bool neighbours = channels >= N && step == 1;
-        biases = words_t<N>::zero();
-        if (p.bias && neighbours && is_together<N>(bias)) {
-            biases = words_t<N>::load(bias);
-        } else if (p.bias) {
-            for (int i = 0; i < N; ++i) biases.put(i, bias[i < channels ? i * step : 0]);
-        }
         const bool contiguous = p.weight_width_stride == 1 && (N == 1 || p.weight_dim_stride == kWidth);
-        if (neighbours && contiguous && is_together<N * kWidth>(weight)) {
+        biases = words_t<N>::zero();
+        if (neighbours && contiguous && is_together<N * kWidth>(weight) && (N == 1 || !p.bias || is_together<N>(bias))) {
             weights = words_t<N * kWidth>::load(weight);
+            if constexpr (N == 1) {
+                if (p.bias) biases.put(0, *bias);
+            } else {
+                if (p.bias) biases = words_t<N>::load(bias);
+            }
             return;
         }
         weights = words_t<N * kWidth>::zero();
@@ -170,6 +171,8 @@ struct Parameters {
             if (taps_together) weights.set(i * kWidth, words_t<kWidth>::load(taps));
             else for (int w = 0; w < kWidth; ++w) weights.put(i * kWidth + w, taps[w * p.weight_width_stride]);
         }
+        if (p.bias)
+            for (int i = 0; i < N; ++i) biases.put(i, bias[i < channels ? i * step : 0]);
     }
 
 private:
