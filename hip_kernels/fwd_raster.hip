@@ -73,9 +73,11 @@ template <Channels kHow>
 __device__ inline void convolve(const Params& p) {
     using Row = ChannelRow<kHow, kLanes, kAcross>;
     const Grid grid(p, kAcross * kLanes, kDown * kSteps);
-    const uint32_t line = blockIdx.x / grid.across, batch = line / grid.down;
+    const auto ahead = static_cast<uint32_t>(tail_blocks<kBlock>(p));
+    if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kBlock>(p);
+    const uint32_t block = blockIdx.x - ahead, line = block / grid.across, batch = line / grid.down;
     const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross;
-    const OwnChannels<kHow, kLanes, kAcross> own(p, blockIdx.x - line * grid.across, across);
+    const OwnChannels<kHow, kLanes, kAcross> own(p, block - line * grid.across, across);
     const Steps steps(p, index_t((line - batch * grid.down) * kDown + down) * kSteps);
     const bool exists = own.count > 0 && steps.count > 0;
     if (!kSeqIdx && !exists) return;
@@ -104,7 +106,7 @@ __device__ inline void convolve(const Params& p) {
         Row::store(out + step * p.out_seq_stride, p.out_dim_stride, step < steps.count ? own.count : 0, results);
     };
     convolve(parameters, sequences, [](int) {}, at, store);
-    if (kStates && steps.first + kSteps >= p.seqlen) write_final_states(p, batch, own.dim, own.count, own.kStep);
+    if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) write_final_states(p, batch, own.dim, own.count, own.kStep);
 }
 
 extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_raster(const Params p) { convolve<Channels::vectors>(p); }
@@ -144,9 +146,11 @@ extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(con
     constexpr int kPasses = ceil_div(kRows, kAtOnce);
     __shared__ Frame x_frames[kRows], out_frames[kStagesOut ? kSteps : 1];
     const Grid grid(p, kTile, kSteps);
-    const uint32_t line = blockIdx.x / grid.across, batch = line / grid.down;
+    const auto ahead = static_cast<uint32_t>(tail_blocks<kStagedBlock>(p));
+    if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kStagedBlock>(p);
+    const uint32_t block = blockIdx.x - ahead, line = block / grid.across, batch = line / grid.down;
     const int thread = threadIdx.x;
-    const index_t dim0 = index_t(blockIdx.x - line * grid.across) * kTile, dim = dim0 + thread;
+    const index_t dim0 = index_t(block - line * grid.across) * kTile, dim = dim0 + thread;
     const Steps steps(p, index_t(line - batch * grid.down) * kSteps);
     const int channels = clamped<0, kTile>(p.dim - dim0), count = clamped<0, kLanes>(ceil_div(channels - thread, kStagedBlock));
     const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim0 + (steps.first - kHalo) * p.x_seq_stride;
@@ -199,7 +203,7 @@ extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(con
         __syncthreads();
         store_frames(p, out_frames, out, channels, steps.count);
     }
-    if (kStates && steps.first + kSteps >= p.seqlen) write_final_states(p, batch, dim, count, kStagedBlock);
+    if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) write_final_states(p, batch, dim, count, kStagedBlock);
 }
 
 static Channels how(const Params& p) {
@@ -209,14 +213,15 @@ static Channels how(const Params& p) {
 
 static int64_t workspace_bytes(const Params&) { return 0; }
 
-static dim3 blocks(const Params& p, const Grid& grid) { return grid_of(p.batch * grid.down * grid.across); }
+template <int Block>
+static dim3 blocks(const Params& p, const Grid& grid) { return grid_of(tail_blocks<Block>(p) + p.batch * grid.down * grid.across); }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
     const Grid grid(p, kAcross * kLanes, kDown * kSteps);
     const Channels channels = how(p);
-    if (channels == Channels::vectors) launch<fwd_raster>(blocks(p, grid), dim3(kBlock), stream, p);
-    if (channels == Channels::apart) launch<staged>(blocks(p, Grid(p, kTile, kSteps)), dim3(kStagedBlock), stream, p);
-    if (channels == Channels::scattered) launch<scattered>(blocks(p, grid), dim3(kBlock), stream, p);
+    if (channels == Channels::vectors) launch<fwd_raster>(blocks<kBlock>(p, grid), dim3(kBlock), stream, p);
+    if (channels == Channels::apart) launch<staged>(blocks<kStagedBlock>(p, Grid(p, kTile, kSteps)), dim3(kStagedBlock), stream, p);
+    if (channels == Channels::scattered) launch<scattered>(blocks<kBlock>(p, grid), dim3(kBlock), stream, p);
 }
 
 CC1D_EXPORT("conv")

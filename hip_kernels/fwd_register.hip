@@ -3,8 +3,8 @@
 // All vectors of all rows are numbered, along the sequence first, and a thread takes one run of them: no lane idles,
 // and neighbouring blocks touch neighbouring memory. The `width - 1` elements before its run a thread gets from the lane below by
 // shuffle; the first lane of a wave loads them. Rows that do not begin on a 16-byte boundary keep the aligned frame of
-// memory (frame.h). Where sequences begin, a first kernel writes down as bits (sequences.h). An initial state enters where a row
-// begins; who holds a row's end writes its final state.
+// memory (frame.h). Where sequences begin, a lane sees in the ids of its own steps; for framed rows a first kernel writes it down
+// as bits (sequences.h). An initial state enters where a row begins; who holds a row's end writes its final state.
 //
 //   row    . . [ x x x x x x x x x x x x x x x x x ] . .      of memory; | marks 16 bytes
 //   frame  |       |       |       |       |       |
@@ -26,25 +26,37 @@ static_assert(!kChannelLast, "rows run along the sequence");
 constexpr int kMinBlocks = kStates && !kSeqIdx && kWidth <= 4 ? 1280 / kBlock : 0;
 using halo_t = Packed<elem_t, kHaloPad>;
 
-// The initial state, where steps below 0 lie: in the halo, and at the front of a run whose frame begins early (both hold 0).
-template <int kRun>
-__device__ inline void put_initial_states(const Params& p, index_t batch, index_t dim, int t, halo_t& halo, Packed<elem_t, kRun>& own) {
-    if (!p.initial_states) return;
-    const index_t stride = p.initial_states_width_stride;
-    const elem_t* step0 = static_cast<const elem_t*>(p.initial_states) + batch * p.initial_states_batch_stride +
-                          dim * p.initial_states_dim_stride + kHalo * stride;  // where step 0 would be
-    const auto is_there = [](int step) { return step >= -kHalo && step < 0; };
-    for (int i = 1; i <= kHalo; ++i)
-        if (is_there(t - i)) halo.put(kHaloPad - i, step0[(t - i) * stride]);
-    for (int i = 0; i < kVec - 1; ++i)
-        if (is_there(t + i)) own.put(i, step0[(t + i) * stride]);
-}
+// The steps of the initial state that a run sees: in its halo, and at the front where its frame begins early. Both hold 0 there.
+struct InitialState {
+    elem_t values[kHalo + kVec];  // from step t - halo on
+    bool is_seen;
+
+    __device__ static bool has(int step) { return step >= -kHalo && step < 0; }
+    __device__ void load(const Params& p, index_t batch, index_t dim, int t) {
+        is_seen = t < kHalo && p.initial_states;
+        if (!is_seen) return;
+        const elem_t* step0 = static_cast<const elem_t*>(p.initial_states) + batch * p.initial_states_batch_stride +
+                              dim * p.initial_states_dim_stride + kHalo * p.initial_states_width_stride;  // where step 0 would be
+        for (int i = 0; i < kHalo + kVec - 1; ++i)
+            if (const int step = t - kHalo + i; has(step)) values[i] = step0[step * p.initial_states_width_stride];
+    }
+    template <int kRun>
+    __device__ void put(int t, halo_t& halo, Packed<elem_t, kRun>& own) const {
+        if (!is_seen) return;
+        for (int i = 1; i <= kHalo; ++i)
+            if (has(t - i)) halo.put(kHaloPad - i, values[kHalo - i]);
+        for (int i = 0; i < kVec - 1; ++i)
+            if (has(t + i)) own.put(i, values[kHalo + i]);
+    }
+};
 
 // `count`: runs of all rows.
 template <Rows kRows, int kRun>
 __device__ inline void convolve(const Params& p, const Divisor& runs, const Divisor& dims, uint32_t count) {
     using run_t = Packed<elem_t, kRun>;
-    const uint32_t place = blockIdx.x * kBlock + threadIdx.x;
+    const auto ahead = static_cast<uint32_t>(tail_blocks<kBlock>(p));
+    if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kBlock>(p);
+    const uint32_t place = (blockIdx.x - ahead) * kBlock + threadIdx.x;
     const bool exists = place < count;  // the others stay for the shuffle, and do the first run again
     const uint32_t number = exists ? place : 0;
     const uint32_t row = runs(number), batch = dims(row), dim = row - batch * dims.d;
@@ -57,18 +69,22 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
     halo_t halo = halo_t::zero();
     const bool loads_halo = lane_id() == 0 && !run.starts_row();  // the first lane has nobody below
     if (loads_halo) halo = before.load(x);
+    InitialState initial;
+    if constexpr (kStates) initial.load(p, batch, dim, run.t);
     Parameters<1> parameters;
     parameters.load(p, dim);
     MarksAt marks;
-    if constexpr (kSeqIdx) {
+    OwnIds<kRun> ids;
+    if constexpr (kSeqIdx && kRows == Rows::aligned) {
+        ids.load(p, batch, run.t);
+    } else if constexpr (kSeqIdx) {
         wait_for_previous();
         marks.load(p, batch, run.t);
     }
 
     own = run.masked(own);
     if (loads_halo) halo = before.masked(halo);
-    if constexpr (kStates)
-        if (run.t < kHalo) put_initial_states(p, batch, dim, run.t, halo, own);
+    if constexpr (kStates) initial.put(run.t, halo, own);
 
     // What the lane below holds is what lies before, except at the beginning of a row: there is nothing, or the initial state.
     for (int w = 0; w < halo_t::kWords; ++w) {
@@ -81,7 +97,8 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
     for (int i = 0; i < kRun; ++i) values[kHalo + i] = own.at(i);
 
     Sequences<kRun> sequences;
-    if constexpr (kSeqIdx) sequences.find(marks);
+    if constexpr (kSeqIdx && kRows == Rows::aligned) sequences.find(ids);
+    else if constexpr (kSeqIdx) sequences.find(marks);
     acc_t result[kRun];
     for (int i = 0; i < kRun; ++i) {
         acc_t sum = parameters.bias(0);
@@ -90,7 +107,7 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
         result[i] = kSeqIdx && sequences.is_padding(i) ? acc_t(0) : activate(sum);
     }
     if (exists) run.store(out, run_t::from(result));
-    if (kStates && exists && run.first() < run.last() && run.ends_row()) write_final_states(p, batch, dim);
+    if (kStates && !kTailBlocks && exists && run.first() < run.last() && run.ends_row()) write_final_states(p, batch, dim);
 }
 
 extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void fwd_register(const Params p, const Divisor runs, const Divisor dims, uint32_t count) {
@@ -122,15 +139,19 @@ static void launch_marks(const Params&, stream_t) {}
 
 template <auto Kernel>
 static void launch_runs(const Params& p, index_t runs, stream_t stream) {
-    const index_t count = p.batch * p.dim * runs;
-    const dim3 grid = grid_of(ceil_div(count, kBlock), 1, 1, kMaxNumbers / kBlock);
-    if (kSeqIdx) launch_behind<Kernel>(grid, dim3(kBlock), stream, p, Divisor(runs), Divisor(p.dim), static_cast<uint32_t>(count));
-    else launch<Kernel>(grid, dim3(kBlock), stream, p, Divisor(runs), Divisor(p.dim), static_cast<uint32_t>(count));
+    const index_t count = p.batch * p.dim * runs, ahead = tail_blocks<kBlock>(p);
+    const dim3 grid = grid_of(ahead + ceil_div(count, kBlock), 1, 1, ahead + kMaxNumbers / kBlock);
+    if (kSeqIdx && Kernel != fwd_register) {
+        launch_marks(p, stream);
+        launch_behind<Kernel>(grid, dim3(kBlock), stream, p, Divisor(runs), Divisor(p.dim), static_cast<uint32_t>(count));
+    } else {
+        launch<Kernel>(grid, dim3(kBlock), stream, p, Divisor(runs), Divisor(p.dim), static_cast<uint32_t>(count));
+    }
 }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
-    const RowPlan plan = rows_of<kShort, kLong>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, {p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride}});
-    launch_marks(p, stream);
+    RowPlan plan = rows_of<kShort, kLong>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, {p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride}});
+    if (kSeqIdx && plan.rows == Rows::aligned && !OwnIds<kShort>::takes(p)) plan = {Rows::framed, ceil_div(p.seqlen, kLong)};
     if (plan.rows == Rows::aligned) launch_runs<fwd_register>(p, plan.runs, stream);
     if (plan.rows == Rows::framed) launch_runs<framed>(p, plan.runs, stream);
     if (plan.rows == Rows::scattered) launch_runs<scattered>(p, plan.runs, stream);

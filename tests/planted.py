@@ -19,7 +19,9 @@ _UPDATE = {"op": "update", "seqlen": 3}
 _DECODE = "include/cc1d/decode.h"
 _PACKED = {"states": True, "seq_idx": True}
 _FRAME = {**_PACKED, "view": "misaligned"}
-_SHORT = {**_PACKED, "seqlen": 70, "dtype": "bfloat16"}
+_SHORT = {"states": True, "seqlen": 70, "dtype": "bfloat16"}
+_TAIL = {"file": "include/cc1d/states.h", **_PACKED}
+_OWN = {"file": "include/cc1d/sequences.h", "seq_idx": True, "seqlen": 512}
 _STAGED = {"dtype": "bfloat16", "dim": 133, "seqlen": 20}
 _APART = {"file": "include/cc1d/channels.h", **_STAGED}
 _MARKED = {"file": "include/cc1d/sequences.h", **_PACKED}
@@ -152,9 +154,28 @@ BUGS = (
         seqlen=100,
         **_PACKED,
     ),
-    _bug("initial state of an aligned row", "fwd_register", "step0[(t - i)", "step0[-i", **_FRAME),
-    _bug("initial state only in the halo", "fwd_register", "if (is_there(t + i)) own", "if (false) own", **_FRAME),
+    _bug(
+        "initial state of an aligned row",
+        "fwd_register",
+        "step = t - kHalo + i; has",
+        "step = i - kHalo; has",
+        **_FRAME,
+    ),
+    _bug("initial state only in the halo", "fwd_register", "if (has(t + i)) own", "if (false) own", **_FRAME),
     _bug("final state by the first lane", "fwd_register", "run.ends_row()) write", "run.t == 0) write", **_SHORT),
+    _bug("final state one step early", "fwd_register", "lowest_bit(there)", "lowest_bit(there) - 1", **_TAIL),
+    _bug("last sequence longer than it is", "fwd_raster", "ids[i] == ids[i - 1]) --", "true) --", seqlen=36, **_TAIL),
+    _bug("short row without its initial state", "fwd_register", "(tail.begin == 0)", "(false)", seqlen=2, **_TAIL),
+    _bug("a sequence that begins with a run overlooked", "fwd_register", "own.words[0] != last", "false", **_OWN),
+    _bug(
+        "the lane below looked at askew",
+        "fwd_register",
+        "shuffle_up(bits, 1) >> N",
+        "shuffle_up(bits, 1) >> (N - 1)",
+        **_OWN,
+    ),
+    _bug("the first lane does not look back", "fwd_register", "lane_id() == 0 ? first : below", "below", **_OWN),
+    _bug("padding a halo early", "fwd_register", ">> 31) << (kHalo + i)", ">> 31) << i", **_OWN),
     _bug("own run in the wrong sequence", "fwd_register", "kHalo - w))", "kHalo - w - 1))", **_PACKED),
     _bug(
         "two steps back counted as one",

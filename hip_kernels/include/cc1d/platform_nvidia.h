@@ -90,6 +90,7 @@ __device__ inline float exp2_approximate(float v) {
     return r;
 }
 
+__device__ inline int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }  // which is set
 __device__ inline int lane_id() { return threadIdx.x % kWarp; }
 
 // All lanes have come here, and see what the others wrote to shared memory.

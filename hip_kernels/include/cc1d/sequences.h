@@ -2,8 +2,7 @@
 //
 // One comparison a step gives `differs`; that a step sees the one d before it is then an AND of d shifted copies for all steps at
 // once. states.h says what a sequence is. Where the lanes of a wave hold the same steps, each compares one, and they vote. Where
-// each has its own, and all channels would read seq_idx again, four bytes a step beside the two of x, a kernel of its own writes
-// the bits first.
+// each has its own, on vectors of seq_idx, it reads them; elsewhere a kernel of its own writes the bits first.
 //
 //   seq_idx    . 5 5 5 7 7 8 8 .
 //   differs      . 0 0 1 0 1 0            a sequence begins
@@ -66,6 +65,48 @@ struct VotedMarks {
     }
 };
 
+// Ids of the `N` steps of a lane, and for the first lane those of the steps before them, where neighbouring lanes hold neighbouring
+// steps and these lie on 16 bytes: more to read than marks, but no kernel to wait for.
+template <int N>
+struct OwnIds {
+    static constexpr int kHalo = kWidth - 1, kBefore = kHalo > 4 ? 8 : 4;
+    Packed<int32_t, N> own;
+    Packed<int32_t, kBefore> before;
+    bool starts_row;
+
+    static bool takes(const Params& p) {
+        return p.seq_idx_seq_stride == 1 && p.seq_idx_batch_stride % 4 == 0 && reinterpret_cast<uintptr_t>(p.seq_idx) % 16 == 0;
+    }
+    __device__ void load(const Params& p, index_t batch, int t) {
+        static_assert(N >= kBefore, "what is before a run lies in its row, or the run is the first");
+        const int32_t* from = static_cast<const int32_t*>(p.seq_idx) + batch * p.seq_idx_batch_stride + t;
+        starts_row = t == 0;
+        own = Packed<int32_t, N>::load(from);
+        before = Packed<int32_t, kBefore>::zero();
+        if (!starts_row && lane_id() == 0) before = Packed<int32_t, kBefore>::load(from - kBefore);
+    }
+
+    // Bit i: whether a sequence begins at step t - halo + i, as far as `own` says.
+    __device__ uint32_t begins() const {
+        const uint32_t below = shuffle_up(own.words[N - 1], 1), last = lane_id() == 0 ? before.words[kBefore - 1] : below;
+        uint32_t bits = static_cast<uint32_t>(!starts_row && own.words[0] != last) << kHalo;
+        for (int i = 1; i < N; ++i) bits |= static_cast<uint32_t>(own.words[i] != own.words[i - 1]) << (kHalo + i);
+        return bits;
+    }
+    // The same for the steps before them, where `bits` is what begins() said.
+    __device__ uint32_t begins_before(uint32_t bits) const {
+        const uint32_t below = shuffle_up(bits, 1) >> N & ((1u << kHalo) - 1);
+        uint32_t first = 0;
+        for (int i = 1; i < kHalo; ++i) first |= static_cast<uint32_t>(before.words[kBefore - kHalo + i] != before.words[kBefore - kHalo + i - 1]) << i;
+        return starts_row ? 0 : lane_id() == 0 ? first : below;
+    }
+    __device__ uint32_t padding() const {
+        uint32_t bits = 0;
+        for (int i = 0; i < N; ++i) bits |= (own.words[i] >> 31) << (kHalo + i);
+        return bits;
+    }
+};
+
 template <int N>
 struct Sequences {
     uint32_t same[kWidth];  // bit i of same[d]: step t + i sees the step d before it
@@ -78,6 +119,12 @@ struct Sequences {
     __device__ void find(const MarksAt& marks) {
         static_assert(kWidth - 1 + N <= 32, "a bit for each step");
         find(shift_words(marks.low.begins, marks.high.begins, marks.bit), shift_words(marks.low.padding, marks.high.padding, marks.bit));
+    }
+
+    __device__ void find(const OwnIds<N>& ids) {
+        static_assert(kWidth - 1 + N <= 32, "a bit for each step");
+        const uint32_t begins = ids.begins();
+        find(begins | ids.begins_before(begins), ids.padding());
     }
 
     // Bit j of both: step t - halo + j.

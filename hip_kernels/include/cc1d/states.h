@@ -55,21 +55,61 @@ struct Tail {
         const index_t oldest = end - (kWidth - 1), seen = first_seen(p, batch, end - 1);
         begin = seen > oldest ? seen : oldest;
     }
+    // The same where 32 lanes ask for one batch element: they look at as many steps at once.
+    __device__ static Tail of_wave(const Params& p, index_t batch) {
+        constexpr int kStride = 8;
+        Tail tail;
+        for (index_t end = p.seqlen; end > 0 && tail.end == 0; end -= 32 * kStride) {
+            int32_t ids[kStride];
+            for (int k = 0; k < kStride; ++k) {
+                const index_t t = end - 1 - 32 * k - lane_id() % 32;
+                ids[k] = t >= 0 ? seq_idx_at(p, batch, t) : -1;
+            }
+            for (int k = 0; k < kStride; ++k)
+                if (const uint32_t there = vote(ids[k] >= 0); there && tail.end == 0) tail.end = end - 32 * k - lowest_bit(there);
+        }
+        if (tail.end == 0) return tail;
+        int32_t ids[kWidth];  // of the last steps, the last first
+        for (int i = 0; i < kWidth; ++i) ids[i] = tail.end > i ? seq_idx_at(p, batch, tail.end - 1 - i) : 0;
+        tail.begin = tail.end - 1;
+        for (int i = 1; i < kWidth - 1; ++i)
+            if (tail.begin == tail.end - i && tail.begin > 0 && ids[i] == ids[i - 1]) --tail.begin;
+        if (tail.begin == 0) tail.begin = tail.end - (kWidth - 1);  // on into the initial state
+        return tail;
+    }
     __device__ bool has(index_t t) const { return t >= begin && t < end; }
     __device__ index_t place(index_t t) const { return t - end + kWidth - 1; }  // of step t in the final state
 };
+
+__device__ inline void write_final_state(const Params& p, const Tail& tail, index_t batch, index_t dim) {
+    elem_t* out = static_cast<elem_t*>(p.final_states) + batch * p.final_states_batch_stride + dim * p.final_states_dim_stride;
+    for (int i = 0; i < kWidth - 1; ++i) {
+        const index_t t = tail.end - (kWidth - 1) + i;
+        out[i * p.final_states_width_stride] = tail.has(t) ? x_at(p, batch, dim, t) : from_float<elem_t>(0);
+    }
+}
 
 // The final state of channels `dim`, `dim + step`, ...
 __device__ inline void write_final_states(const Params& p, index_t batch, index_t dim, int channels = 1, int step = 1) {
     if (!kStates || !p.final_states) return;
     const Tail tail(p, batch);
-    for (int c = 0; c < channels; ++c, dim += step) {
-        elem_t* out = static_cast<elem_t*>(p.final_states) + batch * p.final_states_batch_stride + dim * p.final_states_dim_stride;
-        for (int i = 0; i < kWidth - 1; ++i) {
-            const index_t t = tail.end - (kWidth - 1) + i;
-            out[i * p.final_states_width_stride] = tail.has(t) ? x_at(p, batch, dim, t) : from_float<elem_t>(0);
-        }
-    }
+    for (int c = 0; c < channels; ++c, dim += step) write_final_state(p, tail, batch, dim);
+}
+
+// Where sequences are packed, blocks of their own write the final states, a thread a channel of one batch element: to find a row's
+// last sequence takes loads that wait for one another. They come first, so that this passes beside the others' work.
+constexpr bool kTailBlocks = kStates && kSeqIdx;
+
+template <int Block>
+__host__ __device__ inline index_t tail_blocks(const Params& p) {
+    return kTailBlocks && p.final_states ? p.batch * ceil_div(p.dim, Block) : 0;
+}
+
+template <int Block>
+__device__ inline void write_tail_block(const Params& p) {
+    const index_t strips = ceil_div(p.dim, Block), batch = blockIdx.x / strips, dim = (blockIdx.x - batch * strips) * Block + threadIdx.x;
+    const Tail tail = Tail::of_wave(p, batch);
+    if (dim < p.dim) write_final_state(p, tail, batch, dim);
 }
 
 // The steps that a gradient reaches through the final state: none where there is no such gradient.
