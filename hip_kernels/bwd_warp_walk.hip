@@ -4,7 +4,7 @@
 // equally: no atomics and no second pass, unless a channel is so long that several blocks share it. A turn is `steps`
 // steps of each lane, all loads first. dx needs the gradient g = dout * act'(pre-activation) of the width - 1 steps after, so
 // the walk goes down: what lane 0 of the unit above had is what the last lane now needs. x of the steps before comes from
-// the lane below. Rows at odd addresses keep the aligned frame of memory (frame.h).
+// the lane below; the first lane of a turn loads it. Rows at odd addresses keep the aligned frame of memory (frame.h).
 //
 //   runs of a channel   [ batch 0 ........ | batch 1 ........ | ... ]
 //   warps               [ warp 0 <------ ][ warp 1 <------ ][ ...     each from the end of its share
@@ -22,10 +22,13 @@ constexpr int kHalo = kWidth - 1;
 constexpr int kShort = kHalo > kVec ? 2 * kVec : kVec;          // elements of a run
 constexpr int kLong = sizeof(elem_t) == 2 ? 2 * kVec : kShort;  // where rows are framed
 constexpr int kUnits = CC1D_STEPS / kShort;                     // runs of a lane in flight, of x and dout each
+constexpr int kLongUnits = sizeof(elem_t) == 2 ? 2 : 4;         // of those
 constexpr int kWarps = kBlock / kWarp;                          // of a block
-constexpr int kFewer = kWarps > 1 ? kWarps / 2 : 1;  // where rows are framed: each warp's last unit costs as much as a whole one
+// Where rows are framed and channels many, a block has fewer: each warp's last turn costs as much as a whole one.
+constexpr int kFewest = sizeof(elem_t) == 2 || kWarps < 2 ? 1 : 2;
 constexpr index_t kShare = 4096;  // runs of a block, at most
 constexpr index_t kEnough = 256;  // blocks that keep a GPU busy
+constexpr index_t kMany = 1024;   // blocks that do so with the fewest warps
 static_assert(kHalo <= kShort, "the halo lies in one run");
 static_assert(!kChannelLast, "rows run along the sequence");
 constexpr int kPerWord = 4 / sizeof(elem_t);
@@ -89,44 +92,45 @@ __device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t&
     acc_t above[kHalo + 1] = {};  // gradients of lane 0 in the unit before
     if (lane == 0 && begin < end && end < count && !c.run(end).starts_row()) gradients_above(c, parameters, end, above);
 
+    const int needed = begin > 0 ? begin - 1 : 0;  // of x, the run before the share, too
     for (int top = end; top > begin; top -= kUnits * kWarp) {
+        const auto number_of = [&](int u) { return top - (u + 1) * kWarp + lane; };
+        const auto run_of = [&](int u) { return c.run(number_of(u) > needed ? number_of(u) : needed); };  // anew: registers are few
         run_t x[kUnits], dout[kUnits];
-        run_t lowest = run_t::zero();
-        const int needed = begin > 0 ? begin - 1 : 0;  // of x, the run before the share, too
 #pragma unroll
         for (int u = 0; u < kUnits; ++u) {
-            const int number = top - (u + 1) * kWarp + lane;
             x[u] = dout[u] = run_t::zero();
-            if (number >= needed) x[u] = c.run(number).load(c.x);
-            if (number >= begin) dout[u] = c.run(number).load(c.dout);
+            if (number_of(u) >= needed) x[u] = run_of(u).load(c.x);
+            if (number_of(u) >= begin) dout[u] = run_of(u).load(c.dout);
         }
-        const int below = top - kUnits * kWarp - 1;
-        if (lane == kWarp - 1 && below >= needed) lowest = c.run(below).load(c.x);
+        const auto last = run_of(kUnits - 1);
+        const bool loads_halo = lane == 0 && number_of(kUnits - 1) >= begin && last.goes_on();  // the first lane has nobody below
+        tail_t lowest = tail_t::zero();
+        if (loads_halo) lowest = last.template load_before<kHaloPad>(c.x);
         if (kRows == Rows::framed) {
 #pragma unroll
             for (int u = 0; u < kUnits; ++u) {
-                const int number = top - (u + 1) * kWarp + lane;
-                const auto run = c.run(number >= needed ? number : needed);
+                const auto run = run_of(u);
                 if (run.whole()) continue;
                 const run_t mask = run.mask();
                 x[u] &= mask;
                 dout[u] &= mask;
             }
-            if (lane == kWarp - 1 && below >= needed) lowest = c.run(below).masked(lowest);
+            if (kRun < kVec - 1 + kHalo && loads_halo) lowest = last.template before<kHaloPad>().masked(lowest);  // may begin before its row
         }
 
 #pragma unroll
         for (int u = 0; u < kUnits; ++u) {
             if (top - u * kWarp <= begin) continue;
-            const int number = top - (u + 1) * kWarp + lane;
-            const bool exists = number >= begin;
-            const auto run = c.run(exists ? number : begin);
+            const bool exists = number_of(u) >= begin;
+            const auto run = run_of(u);
 
             tail_t halo = tail_of(x[u]);
-            const tail_t next = u + 1 < kUnits ? tail_of(x[u + 1 < kUnits ? u + 1 : u]) : tail_of(lowest);
+            const tail_t next = u + 1 < kUnits ? tail_of(x[u + 1 < kUnits ? u + 1 : u]) : halo;
             for (int w = 0; w < tail_t::kWords; ++w) {
                 const uint32_t received = shuffle(lane == kWarp - 1 ? next.words[w] : halo.words[w], (lane + kWarp - 1) % kWarp);
-                halo.words[w] = run.starts_row() ? 0 : received;
+                const uint32_t below = u + 1 == kUnits && lane == 0 ? lowest.words[w] : received;
+                halo.words[w] = run.starts_row() ? 0 : below;
             }
             acc_t values[kHalo + kRun], g[kRun + kHalo];
             for (int i = 0; i < kHalo; ++i) values[i] = halo.at(kHaloPad - kHalo + i);
@@ -147,19 +151,19 @@ __device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t&
                 result[i] = 0;
                 for (int k = kWidth; k-- > 0;) result[i] += parameters.weight(0, kHalo - k) * g[i + k];
             }
-            if (exists) run.store(c.dx, run_t::from(result));
+            run.store_together(c.dx, run_t::from(result), exists);
         }
     }
 }
 
-template <int kUnits, int kWarps, int kRun, Rows kRows>
-__device__ inline void backward(const Params& p, const Divisor& runs, const Divisor& splits, uint32_t share) {
+template <int kUnits, int kRun, Rows kRows>
+__device__ inline void backward(const Params& p, const Divisor& runs, const Divisor& splits, uint32_t share, uint32_t warps) {
     __shared__ acc_t sums[kWarps][kSums];
     const uint32_t dim = splits(blockIdx.x), split = blockIdx.x - dim * splits.d;
     const int warp = shuffle(static_cast<int>(threadIdx.x / kWarp), 0);  // so that the compiler knows it to be one for all lanes
     start_next();
     const int count = static_cast<int>(p.batch * runs.d);
-    const int64_t from = int64_t(split * kWarps + warp) * share;
+    const int64_t from = int64_t(split * warps + warp) * share;
     const int begin = from < count ? static_cast<int>(from) : count, end = from + share < count ? static_cast<int>(from + share) : count;
 
     acc_t mine[kSums] = {};
@@ -175,21 +179,21 @@ __device__ inline void backward(const Params& p, const Divisor& runs, const Divi
     const int s = threadIdx.x;
     if (s >= kSums) return;
     acc_t sum = sums[0][s];
-    for (int w = 1; w < kWarps; ++w) sum += sums[w][s];
+    for (uint32_t w = 1; w < warps; ++w) sum += sums[w][s];
     if (splits.d == 1) write_sum(p, s, dim, sum);
     else *partial_sum(p, split, s, dim) = sum;
 }
 
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_warp_walk(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
-    backward<kUnits, kWarps, kShort, Rows::aligned>(p, runs, splits, share);
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_warp_walk(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t warps) {
+    backward<kUnits, kShort, Rows::aligned>(p, runs, splits, share, warps);
 }
 
 // Masks and places cost instructions: long runs have fewer of them.
-extern "C" __global__ CC1D_BOUNDS(kFewer* kWarp, sizeof(elem_t) == 2 ? 768 : 640) void framed(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
-    backward<16 / kLong, kFewer, kLong, Rows::framed>(p, runs, splits, share);
+extern "C" __global__ CC1D_BOUNDS(kBlock, 640) void framed(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t warps) {
+    backward<kLongUnits, kLong, Rows::framed>(p, runs, splits, share, warps);
 }
-extern "C" __global__ __launch_bounds__(kFewer* kWarp) void scattered(const Params p, const Divisor runs, const Divisor splits, uint32_t share) {
-    backward<1, kFewer, kShort, Rows::scattered>(p, runs, splits, share);
+extern "C" __global__ __launch_bounds__(kBlock) void scattered(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t warps) {
+    backward<1, kShort, Rows::scattered>(p, runs, splits, share, warps);
 }
 
 constexpr int kReduceAcross = 32;
@@ -201,6 +205,7 @@ extern "C" __global__ __launch_bounds__(kBlock) void reduce(const Params p, inde
 
 struct Plan : RowPlan {
     index_t splits, share;  // blocks that share a channel; runs of a warp
+    uint32_t warps;         // of a block
 
     explicit Plan(const Params& p) {
         const Strided tensors[] = {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
@@ -210,7 +215,8 @@ struct Plan : RowPlan {
         const index_t count = p.batch * runs, needed = ceil_div(kEnough, p.dim), possible = ceil_div(count, kBlock * kUnits);
         splits = ceil_div(count, kShare);
         if (splits < needed) splits = needed < possible ? needed : possible;
-        share = ceil_div(count, splits * (rows == Rows::aligned ? kWarps : kFewer));
+        warps = rows == Rows::aligned || p.dim * splits < kMany ? kWarps : kFewest;
+        share = ceil_div(count, splits * warps);
     }
 };
 
@@ -219,16 +225,16 @@ static int64_t workspace_bytes(const Params& p) {
     return plan.splits > 1 ? plan.splits * kSums * p.dim * sizeof(acc_t) : 0;
 }
 
-template <auto Kernel, int Warps>
+template <auto Kernel>
 static void launch_walk(const Params& p, const Plan& plan, stream_t stream) {
-    launch<Kernel>(grid_of(p.dim * plan.splits), dim3(Warps * kWarp), stream, p, Divisor(plan.runs), Divisor(plan.splits), static_cast<uint32_t>(plan.share));
+    launch<Kernel>(grid_of(p.dim * plan.splits), dim3(plan.warps * kWarp), stream, p, Divisor(plan.runs), Divisor(plan.splits), static_cast<uint32_t>(plan.share), plan.warps);
 }
 
 static void launch_stage(int stage, const Params& p, stream_t stream) {
     const Plan plan(p);
-    if (stage == 0 && plan.rows == Rows::aligned) launch_walk<bwd_warp_walk, kWarps>(p, plan, stream);
-    if (stage == 0 && plan.rows == Rows::framed) launch_walk<framed, kFewer>(p, plan, stream);
-    if (stage == 0 && plan.rows == Rows::scattered) launch_walk<scattered, kFewer>(p, plan, stream);
+    if (stage == 0 && plan.rows == Rows::aligned) launch_walk<bwd_warp_walk>(p, plan, stream);
+    if (stage == 0 && plan.rows == Rows::framed) launch_walk<framed>(p, plan, stream);
+    if (stage == 0 && plan.rows == Rows::scattered) launch_walk<scattered>(p, plan, stream);
     if (stage == 1 && plan.splits > 1) launch_behind<reduce>(grid_of_sums<kReduceAcross>(p), dim3(kBlock), stream, p, plan.splits);
 }
 

@@ -22,6 +22,7 @@ _FRAME = {**_PACKED, "view": "misaligned"}
 _SHORT = {"states": True, "seqlen": 70, "dtype": "bfloat16"}
 _TAIL = {"file": "include/cc1d/states.h", **_PACKED}
 _OWN = {"file": "include/cc1d/sequences.h", "seq_idx": True, "seqlen": 512}
+_ENDS = {"file": "include/cc1d/frame.h", "dtype": "bfloat16", "view": "misaligned"}
 _STAGED = {"dtype": "bfloat16", "dim": 133, "seqlen": 20}
 _APART = {"file": "include/cc1d/channels.h", **_STAGED}
 _MARKED = {"file": "include/cc1d/sequences.h", **_PACKED}
@@ -279,9 +280,13 @@ BUGS = (
         batch=3,
         seqlen=128,
     ),
+    _bug("x of the row before taken", "bwd_warp_walk", "run.starts_row() ? 0 : below", "below", batch=3, seqlen=128),
+    _bug("halo of an empty run taken", "bwd_warp_walk", "t > 0 && t < seqlen", "t > 0", batch=13, seqlen=314, **_ENDS),
     _bug(
-        "x of the row before taken", "bwd_warp_walk", "run.starts_row() ? 0 : received", "received", batch=3, seqlen=128
+        "a row's end stored a step too far", "bwd_warp_walk", "theirs.t + i < seqlen", "theirs.t + i <= seqlen", **_ENDS
     ),
+    _bug("a frame's lead stored", "bwd_warp_walk", "mine && theirs.t + i >= 0", "mine", **_ENDS),
+    _bug("one end of a row for all", "bwd_warp_walk", "if (group == lane / N) mine", "if (group == 0) mine", **_ENDS),
     _bug("x before the share forgotten", "bwd_warp_walk", "begin > 0 ? begin - 1 : 0", "begin", seqlen=128),
     _bug(
         "gradient past the share forgotten",
@@ -290,7 +295,7 @@ BUGS = (
         ";",
         batch=1,
     ),
-    _bug("a warp left out of the sums", "bwd_warp_walk", "for (int w = 1; w < kWarps", "for (int w = 2; w < kWarps"),
+    _bug("a warp left out of the sums", "bwd_warp_walk", "w = 1; w < warps", "w = 2; w < warps"),
     _bug(
         "the rest of a row's last run not masked",
         "bwd_warp_walk",

@@ -45,6 +45,7 @@ struct Run {
     __device__ int first() const { return t < 0 ? -t : 0; }
     __device__ int last() const { return seqlen - t < 0 ? 0 : seqlen - t > N ? N : seqlen - t; }
     __device__ bool starts_row() const { return t <= 0; }
+    __device__ bool goes_on() const { return t > 0 && t < seqlen; }  // there are steps, and one before them; a frame's last run may be empty
     __device__ bool ends_row() const { return t + N >= seqlen; }
     __device__ static index_t step(const Channel& c) { return kRows == Rows::scattered ? c.seq_stride : 1; }
     __device__ elem_t* place_in(const Channel& c) const { return c.first + batch * c.batch_stride + t * step(c); }
@@ -55,15 +56,21 @@ struct Run {
         const elem_t* from = place_in(c);
         if (kRows == Rows::aligned) return run_t::load(from);
         run_t v = run_t::zero();
-        const int begin = first(), end = last();
         if (kRows == Rows::framed) {
             for (int i = 0; i < N; i += kVec)
-                if (i < end && i + kVec > begin) v.set(i, Packed<elem_t, kVec>::load(from + i));
+                if (t + i > -kVec && t + i < seqlen) v.set(i, Packed<elem_t, kVec>::load(from + i));
         } else {
             for (int i = 0; i < N; ++i, from += step(c))
-                if (i >= begin && i < end) v.put(i, *from);
+                if (t + i >= 0 && t + i < seqlen) v.put(i, *from);
         }
         return v;
+    }
+
+    // The `M` steps before it, of which one at least exists; M is at most 8, whole words.
+    template <int M>
+    __device__ Packed<elem_t, M> load_before(const Channel& c) const {
+        if constexpr (kRows == Rows::scattered) return before<M>().load(c);
+        else return Packed<elem_t, M>::load(place_in(c) - M);
     }
 
     // All bits of what exists.
@@ -84,6 +91,32 @@ struct Run {
             }
             for (int j = i; j < i + kVec; ++j)
                 if (j >= begin && j < end) to[j * step(c)] = v.get(j);
+        }
+    }
+
+    // The same for all lanes of a wave, some of which have none. Those that hold an end of a row hand it round, and each lane stores an
+    // element: one by one takes as many instructions as elements, and the others wait.
+    __device__ void store_together(const Channel& c, const run_t& v, bool exists) const {
+        if constexpr (kRows != Rows::framed || N < 16) {
+            if (exists) store(c, v);
+        } else {
+            static_assert(N <= 32, "a lane for each element");
+            if (exists && whole()) v.store(place_in(c));
+            const int lane = lane_id() % 32, half = lane_id() - lane, i = lane % N;
+            uint32_t pending = vote(exists && !whole()), others = kWarp > 32 ? shuffle(pending, (lane_id() + 32) % kWarp) : 0;
+            while (pending | others) {
+                uint32_t mine = pending;
+                for (int group = 0; group < 32 / N; ++group, pending &= pending - 1, others &= others - 1)
+                    if (group == lane / N) mine = pending;
+                const int source = half + (mine ? lowest_bit(mine) : 0);
+                uint32_t word = 0;
+                for (int w = 0; w < run_t::kWords; ++w) {
+                    const uint32_t received = shuffle(v.words[w], source);
+                    if (w == i / run_t::kPerWord) word = received;
+                }
+                const Run theirs(shuffle(batch, source), shuffle(t, source), seqlen);
+                if (mine && theirs.t + i >= 0 && theirs.t + i < seqlen) theirs.place_in(c)[i] = Packed<elem_t, run_t::kPerWord>{word}.get(i % run_t::kPerWord);
+            }
         }
     }
 };

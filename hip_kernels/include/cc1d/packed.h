@@ -40,6 +40,11 @@ __device__ inline uint32_t shift_words(uint32_t low, uint32_t high, int by) {
     return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> by);
 }
 
+// All bits of a word from bit `n` on, which may lie before it or behind it.
+__device__ inline uint32_t ones_from(int n) {
+    return static_cast<uint32_t>(~uint64_t{0} << (n < 0 ? 0 : n > 32 ? 32 : n));
+}
+
 #if !defined(CC1D_HAS_PACK_PAIR)
 template <typename T>
 __device__ inline uint32_t pack_pair(float low, float high) {
@@ -63,9 +68,8 @@ struct Packed {
     __device__ static Packed mask(int first, int last) {
         Packed m;
         for (int w = 0; w < kWords; ++w) {
-            const auto holds = [&](int i) { return i >= first && i < last; };
-            if constexpr (sizeof(T) == 4) m.words[w] = holds(w) ? ~0u : 0;
-            else m.words[w] = (holds(2 * w) ? 0x0000ffffu : 0) | (holds(2 * w + 1) ? 0xffff0000u : 0);
+            if constexpr (sizeof(T) == 4) m.words[w] = w >= first && w < last ? ~0u : 0;
+            else m.words[w] = ones_from(16 * first - 32 * w) & ~ones_from(16 * last - 32 * w);
         }
         return m;
     }
