@@ -56,7 +56,9 @@ def time_group(first: Cell, ready: Mapping[str, Ready], policy: Policy | None) -
     stage_times = {cell_id: timing.measure(s, policy, device) for cell_id, s in stages.items() if s}
     shared = watch.columns() | faults.columns() | _ceiling_columns(first, times, faults.broken)
     return {
-        cell_id: _timed_row(found.row, times[cell_id], stage_times.get(cell_id), shared, faults.of(cell_id))
+        cell_id: _timed_row(
+            found.row, times[cell_id], stage_times.get(cell_id), shared, faults.of(cell_id), policy.launch
+        )
         for cell_id, found in ready.items()
     }
 
@@ -99,11 +101,12 @@ def _timed_row(
     stages: Mapping[str, timing.Timing] | None,
     shared: dict[str, Any],
     fault: str,
+    launch: str,
 ) -> Row:
     """The row of a timed cell. A kernel that did not do the work that was timed is wrong, and has no time."""
     if fault and row["kind"] == "kernel":
         return row | {"status": "wrong", "reason": f"after timing: {fault}", "timed_result": False}
-    columns = _time_columns(row, mine, stages, shared)
+    columns = _time_columns(row, mine, stages, shared, launch)
     doubts = ["not_the_work"] if fault else []
     return row | shared | columns | {"timed_result": not fault, "flags": [*columns["flags"], *doubts]}
 
@@ -189,7 +192,7 @@ def _ceiling_columns(first: Cell, times: Mapping[str, timing.Timing], broken: li
 
 
 def _time_columns(
-    row: Row, mine: timing.Timing, stages: Mapping[str, timing.Timing] | None, shared: Mapping[str, Any]
+    row: Row, mine: timing.Timing, stages: Mapping[str, timing.Timing] | None, shared: Mapping[str, Any], launch: str
 ) -> dict[str, Any]:
     copy = shared.get("copy_time_us")
     return {
@@ -207,12 +210,12 @@ def _time_columns(
         "gbps": row["bytes"] / mine.p50 / 1e3,
         "tflops": row["flops"] / mine.p50 / 1e6,
         "pct_copy": 100 * copy / mine.p50 if copy else None,
-        "flags": [*shared["flags"], *_doubts(mine, shared)],
+        "flags": [*shared["flags"], *_doubts(mine, shared, launch)],
     }
 
 
-def _doubts(mine: timing.Timing, shared: Mapping[str, Any]) -> list[str]:
-    """What makes a time doubtful: better than a copy of as many bytes, better than nothing at all, an odd device."""
+def _doubts(mine: timing.Timing, shared: Mapping[str, Any], launch: str) -> list[str]:
+    """What makes a time doubtful: better than a copy of as many bytes, or than nothing; an odd device; no graph."""
     of_best = shared.get("copy_pct_of_best")
     doubts = {
         "noisy": mine.std_pct > NOISY_PCT,
@@ -220,5 +223,6 @@ def _doubts(mine: timing.Timing, shared: Mapping[str, Any]) -> list[str]:
         "below_launch": mine.p50 < shared.get("empty_time_us", 0.0),
         "throttled": bool(shared.get("throttle")),
         "slow_device": of_best is not None and of_best < ceilings.SLOW_PCT,
+        "host_time": (launch, mine.mode) == ("graph", "stream"),
     }
     return [name for name, doubtful in doubts.items() if doubtful]

@@ -89,7 +89,8 @@ COLUMNS: dict[str, str] = {
     "copy_pct_of_best": "copy_gbps in % of the most that a device of this name reached before at this size, here",
     "empty_time_us": "median time of an empty launch, in the same group",
     "flags": "what makes the time doubtful: noisy, above_ceiling, below_launch (faster than copy, than nothing), "
-    "throttled, slow_device, inputs_changed (by some member of the group), not_the_work (of a baseline: timed_result)",
+    "throttled, slow_device, inputs_changed (by some member of the group), not_the_work (of a baseline: timed_result), "
+    "host_time (no graph takes its launches: the host's time is in it)",
     "build_s": "seconds the compiler took (0 when cached)",
     "digest": "digest of the build",
     "vgprs": "vector registers (registers on nvidia)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import itertools
 import json
 import math
@@ -286,11 +287,17 @@ def _timing(us: float) -> timing.Timing:
 )
 def test_what_cannot_be_is_flagged(us: float, shared: dict[str, Any], flags: list[str]) -> None:
     usual = {"copy_time_us": 100.0, "empty_time_us": 1.1}
-    assert measurement._doubts(_timing(us), usual | shared) == flags
+    assert measurement._doubts(_timing(us), usual | shared, "graph") == flags
 
 
 def test_a_time_without_a_ceiling_is_not_doubted_for_it() -> None:
-    assert measurement._doubts(_timing(1.0), {}) == []
+    assert measurement._doubts(_timing(1.0), {}, "graph") == []
+
+
+@pytest.mark.parametrize(("wanted", "flags"), [("graph", ["host_time"]), ("stream", [])])
+def test_launches_that_no_graph_takes_are_flagged_where_one_was_wanted(wanted: str, flags: list[str]) -> None:
+    one_by_one = dataclasses.replace(_timing(200.0), mode="stream")
+    assert measurement._doubts(one_by_one, {"copy_time_us": 100.0}, wanted) == flags
 
 
 GPU_CELL = Cell("fwd_naive", "nvidia", Case(8, 512, 2048, dtype="bfloat16"))
