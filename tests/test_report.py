@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,16 @@ def test_hostile_outputs_stay_text(tmp_path: Path) -> None:
     metadata = {"title": "".join(PAYLOADS), "cc1d": {"error": "".join(PAYLOADS)}}
     nbformat.write(new_notebook(cells=cells, metadata=metadata), tmp_path / "bad.ipynb")
     assert live(export(tmp_path / "bad.ipynb", tmp_path / "bad.html")).faults == []
+
+
+def test_pages_are_made_side_by_side(tmp_path: Path) -> None:
+    """A cleaner has one parser: two threads that share it take from each other's stacks."""
+    cells = [new_code_cell(f"table[{i}]  # <b>{i}</b>") for i in range(30)]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "many.ipynb")
+    alone = export(tmp_path / "many.ipynb", tmp_path / "alone.html").read_text()
+    with ThreadPoolExecutor(4) as pool:
+        pages = list(pool.map(lambda i: export(tmp_path / "many.ipynb", tmp_path / f"{i}.html"), range(8)))
+    assert {page.read_text() for page in pages} == {alone}
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +62,16 @@ def _exporter() -> Any:
         exclude_anchor_links=True,
         preprocessors=[],
     )
-    exporter.register_filter("clean_html", _clean)
+    exporter.register_filter("clean_html", _clean_html())
     return exporter
 
 
-def _clean(value: Any) -> str:
-    """HTML with tags of text and tables only, no style, and links to this folder alone; the rest is shown as text."""
-    return str(_cleaner().clean(value.decode() if isinstance(value, bytes) else str(value)))
+def _clean_html() -> Callable[[bytes | str], str]:
+    """Makes HTML with tags of text and tables only, no style, and links to this folder alone; the rest becomes text.
 
-
-@functools.cache
-def _cleaner() -> Any:
+    Of one thread: a cleaner has one parser.
+    """
     from bleach.sanitizer import Cleaner  # type: ignore[import-untyped]
 
-    return Cleaner(tags=_TAGS, attributes={"*": ["class"], "a": ["href"]}, protocols=frozenset())
+    cleaner = Cleaner(tags=_TAGS, attributes={"*": ["class"], "a": ["href"]}, protocols=frozenset())
+    return lambda value: str(cleaner.clean(value.decode() if isinstance(value, bytes) else str(value)))

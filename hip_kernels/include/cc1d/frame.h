@@ -60,8 +60,9 @@ struct Run {
             for (int i = 0; i < N; i += kVec)
                 if (t + i > -kVec && t + i < seqlen) v.set(i, Packed<elem_t, kVec>::load(from + i));
         } else {
+            const int begin = first(), end = last();
             for (int i = 0; i < N; ++i, from += step(c))
-                if (t + i >= 0 && t + i < seqlen) v.put(i, *from);
+                if (i >= begin && i < end) v.put(i, *from);
         }
         return v;
     }
