@@ -50,13 +50,12 @@ struct InitialState {
     }
 };
 
-// `count`: runs of all rows.
+// `count`: runs of all rows; `ahead`: blocks before those.
 template <Rows kRows, int kRun>
-__device__ inline void convolve(const Params& p, const Divisor& runs, const Divisor& dims, uint32_t count) {
+__device__ inline void convolve(const Params& p, const Divisor& runs, const Divisor& dims, uint32_t count, uint32_t ahead) {
     using run_t = Packed<elem_t, kRun>;
-    const auto ahead = static_cast<uint32_t>(tail_blocks<kBlock>(p));
     if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kBlock>(p);
-    const uint32_t place = (blockIdx.x - ahead) * kBlock + threadIdx.x;
+    const uint32_t place = (kTailBlocks ? blockIdx.x - ahead : blockIdx.x) * kBlock + threadIdx.x;
     const bool exists = place < count;  // the others stay for the shuffle, and do the first run again
     const uint32_t number = exists ? place : 0;
     const uint32_t row = runs(number), batch = dims(row), dim = row - batch * dims.d;
@@ -70,7 +69,8 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
     const bool loads_halo = lane_id() == 0 && !run.starts_row();  // the first lane has nobody below
     if (loads_halo) halo = before.load(x);
     InitialState initial;
-    if constexpr (kStates) initial.load(p, batch, dim, run.t);
+    constexpr bool kLate = kRows == Rows::scattered;  // scalar registers are few there
+    if constexpr (kStates && !kLate) initial.load(p, batch, dim, run.t);
     Parameters<1> parameters;
     parameters.load(p, dim);
     MarksAt marks;
@@ -84,6 +84,7 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
 
     own = run.masked(own);
     if (loads_halo) halo = before.masked(halo);
+    if constexpr (kStates && kLate) initial.load(p, batch, dim, run.t);
     if constexpr (kStates) initial.put(run.t, halo, own);
 
     // What the lane below holds is what lies before, except at the beginning of a row: there is nothing, or the initial state.
@@ -110,14 +111,14 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
     if (kStates && !kTailBlocks && exists && run.first() < run.last() && run.ends_row()) write_final_states(p, batch, dim);
 }
 
-extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void fwd_register(const Params p, const Divisor runs, const Divisor dims, uint32_t count) {
-    convolve<Rows::aligned, kShort>(p, runs, dims, count);
+extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void fwd_register(const Params p, const Divisor runs, const Divisor dims, uint32_t count, uint32_t ahead) {
+    convolve<Rows::aligned, kShort>(p, runs, dims, count, ahead);
 }
-extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void framed(const Params p, const Divisor runs, const Divisor dims, uint32_t count) {
-    convolve<Rows::framed, kLong>(p, runs, dims, count);
+extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void framed(const Params p, const Divisor runs, const Divisor dims, uint32_t count, uint32_t ahead) {
+    convolve<Rows::framed, kLong>(p, runs, dims, count, ahead);
 }
-extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void scattered(const Params p, const Divisor runs, const Divisor dims, uint32_t count) {
-    convolve<Rows::scattered, kShort>(p, runs, dims, count);
+extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void scattered(const Params p, const Divisor runs, const Divisor dims, uint32_t count, uint32_t ahead) {
+    convolve<Rows::scattered, kShort>(p, runs, dims, count, ahead);
 }
 
 constexpr int64_t kMaxNumbers = int64_t{1} << 31;  // of runs: what Divisor divides
@@ -143,9 +144,9 @@ static void launch_runs(const Params& p, index_t runs, stream_t stream) {
     const dim3 grid = grid_of(ahead + ceil_div(count, kBlock), 1, 1, ahead + kMaxNumbers / kBlock);
     if (kSeqIdx && Kernel != fwd_register) {
         launch_marks(p, stream);
-        launch_behind<Kernel>(grid, dim3(kBlock), stream, p, Divisor(runs), Divisor(p.dim), static_cast<uint32_t>(count));
+        launch_behind<Kernel>(grid, dim3(kBlock), stream, p, Divisor(runs), Divisor(p.dim), static_cast<uint32_t>(count), static_cast<uint32_t>(ahead));
     } else {
-        launch<Kernel>(grid, dim3(kBlock), stream, p, Divisor(runs), Divisor(p.dim), static_cast<uint32_t>(count));
+        launch<Kernel>(grid, dim3(kBlock), stream, p, Divisor(runs), Divisor(p.dim), static_cast<uint32_t>(count), static_cast<uint32_t>(ahead));
     }
 }
 
