@@ -184,6 +184,7 @@ def test_the_manifest_says_what_a_loader_needs() -> None:
         (ctypes.sizeof(kernel.Params), 12, "by_value"),
         (ctypes.sizeof(kernel.Params) + 12, 12, "by_value"),
         (ctypes.sizeof(kernel.Params) + 24, 4, "by_value"),
+        (ctypes.sizeof(kernel.Params) + 28, 4, "by_value"),
     ]
     fields = {f["name"]: f for f in launch["arguments"][0]["fields"]}
     row = 4 * (SHAPE["seqlen"] + 1)  # one element past a boundary, in a row one element longer
