@@ -239,8 +239,12 @@ def test_every_kernel_is_counted_on_its_own_path(arch: str, dtype: str) -> None:
         assert counts.float_ops == pytest.approx(flops + 2 * (kernel == "fwd_naive"), abs=0.6), kernel
         if kernel != "fwd_naive":  # x, or x and the gradient, once; weight, bias, and what lies before
             # A mask around some of the loads of bwd_warp_walk counts as a branch that leaves them out.
-            seen = {"bwd_warp_walk:scattered": 0.65}.get(kernel, 0.9)
-            assert seen * (1 + is_bwd) <= counts.load_bytes / itemsize <= 3.3, kernel
+            left_out = {"bwd_warp_walk": 0.07, "bwd_warp_walk:framed": 0.04, "bwd_warp_walk:scattered": 0.35}.get(
+                kernel, 0
+            )
+            # A vector each of x, the halo and the taps, and the bias: 13 words for 4 outputs.
+            most = 3.25 if kernel == "fwd_register" else 3.1
+            assert (1 - left_out) * (1 + is_bwd) <= counts.load_bytes / itemsize <= most, kernel
 
 
 @pytest.mark.amd
@@ -253,7 +257,7 @@ def test_variants_differ_in_what_they_load_as_their_ideas_say() -> None:
     for kernel in ("fwd_shared_memory", "fwd_channel_last", "fwd_register", "fwd_raster"):
         # fwd_register: with the halo, a vector that the first lane of a wave alone loads. fwd_raster: with the arm for
         # weights that do not lie side by side.
-        most = {"fwd_register": 5.5, "fwd_raster": 5.0}.get(kernel, 4.0)
+        most = {"fwd_register": 5.5, "fwd_raster": 4.75}.get(kernel, 4.0)
         assert 2.0 <= table.load_bytes[kernel] <= most, kernel
         assert table.store_bytes[kernel] == 2.0
         assert 9.0 <= table.float_ops[kernel] <= 9.0 + 13.0, "width 4, bias, SiLU"
