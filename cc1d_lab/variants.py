@@ -246,7 +246,7 @@ _ENTRIES = (
     ),
     Variant(
         "bwd_warp_walk",
-        "a warp walks its share of a channel from the end, both halos pass from lane to lane, sums stay in registers",
+        "a warp walks stretches of a channel from the end, both halos pass from lane to lane, sums stay in registers",
         op="bwd",
         expected_pct=92,
         rank=5,
@@ -255,7 +255,7 @@ _ENTRIES = (
         counts_in_31_bits=True,
         stages=("walk", "reduce"),
         tunables={
-            "block": Tunable(128, (64, 128)),
+            "block": Tunable(256, (64, 128, 256)),
             "steps": Tunable(32, (16, 24, 32)),
         },
     ),

@@ -4,14 +4,14 @@
 // walker of a slab of channels takes an equal run of it, whatever sequences that crosses. At step t a thread has x of
 // the last `width` steps and the gradient g = dout * act'(pre-activation) of the last `width` steps: it adds to dweight
 // and dbias, and dx of step t - (width - 1) is complete. A run looks width - 1 steps past its end. A few steps of x and dout are
-// loaded at once; of 16-bit elements, those after them before these are used.
+// loaded at once, those after them before these are used.
 //
 //            channels ->  slab 0 | slab 1 | ...
 //   steps    walker 0 |
 //     |               v   x, dout: global -> registers, a few rows ahead        dx: registers -> global
 //     v      walker 1 |
 //                     v   dweight, dbias: registers over the whole walk -> shared, walker after walker -> workspace
-//   stage 2: a block per 32 channels of one sum adds the blocks' sums in order: the same bits in every run
+//   stage 2: a block per few channels adds the blocks' sums in order: the same bits in every run
 #include "cc1d/config.h"
 #include "cc1d/channels.h"
 #include "cc1d/sums.h"
@@ -19,9 +19,11 @@
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kLanes = 4;                 // channels of a thread
 constexpr int kAcross = CC1D_ACROSS < kWarp ? kWarp : CC1D_ACROSS;  // threads side by side along the channels: whole waves
-constexpr bool kAhead = sizeof(elem_t) == 2;  // whether the next steps are loaded before these are used: where registers allow
-constexpr int kTogether = kAhead ? 5 : 4;     // steps loaded at once
-constexpr int kResident = 384;            // threads that are to fit on a multiprocessor: bounds the registers
+// Elements of 32 bits take twice the registers, so fewer walkers fit. They move as many bytes: what waits in the queues of memory is enough.
+constexpr bool kNarrow = sizeof(elem_t) == 2;
+constexpr int kTogether = kNarrow ? 5 : 4;      // steps loaded at once
+constexpr int kResident = kNarrow ? 384 : 256;  // threads that are to fit on a multiprocessor: bounds the registers
+constexpr int kWalkers = kNarrow ? CC1D_WALKERS : CC1D_WALKERS * 2 / 3;
 constexpr int kHalo = kWidth - 1;
 constexpr int kDown = kBlock / kAcross;  // walkers of a block
 constexpr index_t kShortest = 8;         // steps of a walker at least
@@ -43,6 +45,14 @@ struct Rows {
 
     // Steps t to t + kSteps - 1, as zero from `end` on.
     __device__ void load(const Walker<kHow>& w, const elem_t* x_at_t, const elem_t* dout_at_t, index_t t, index_t end) {
+        if (kHow == Channels::vectors && t + kSteps <= end) {  // the usual way, with nothing to ask
+#pragma unroll
+            for (int s = 0; s < kSteps; ++s) {
+                x[s].load(x_at_t + s * w.p.x_seq_stride, w.p.x_dim_stride, kLanes);
+                dout[s].load(dout_at_t + s * w.p.dout_seq_stride, w.p.dout_dim_stride, kLanes);
+            }
+            return;
+        }
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
             const int count = t + s < end ? w.own.count : 0;
@@ -104,7 +114,7 @@ __device__ inline void walk(Walker<kHow>& w, index_t batch, index_t begin, index
     };
     for (index_t t = begin; t < end + kHalo; t += kSteps) {
         Rows<kHow, kSteps> next;
-        if (kAhead) next.load(w, x + kSteps * p.x_seq_stride, dout + kSteps * p.dout_seq_stride, t + kSteps, seen);
+        next.load(w, x + kSteps * p.x_seq_stride, dout + kSteps * p.dout_seq_stride, t + kSteps, seen);
         if (t - kHalo >= begin && t + kSteps <= end) {  // all in the middle
 #pragma unroll
             for (int s = 0; s < kSteps; ++s) step(s, true, true);
@@ -115,8 +125,7 @@ __device__ inline void walk(Walker<kHow>& w, index_t batch, index_t begin, index
         x += kSteps * p.x_seq_stride;
         dout += kSteps * p.dout_seq_stride;
         dx += kSteps * p.dx_seq_stride;
-        if (kAhead) rows = next;
-        else rows.load(w, x, dout, t + kSteps, seen);
+        rows = next;
     }
 }
 
@@ -179,18 +188,24 @@ extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void scattered(const Params
     backward<Channels::scattered>(p, slabs, share);
 }
 
-constexpr int kReduceAcross = 32, kReduceDown = 8;
+constexpr int kReduceBlock = 256, kReduceAcross = 32, kReduceAcrossAll = 16;
+constexpr index_t kManyChannels = 2048;
 
-extern "C" __global__ __launch_bounds__(kReduceAcross* kReduceDown) void reduce(const Params p, index_t parts) {
+extern "C" __global__ __launch_bounds__(kReduceBlock) void reduce(const Params p, index_t parts) {
     wait_for_previous();
-    add_partial_sums<kReduceAcross, kReduceDown>(p, parts);
+    add_partial_sums<kReduceAcross, kReduceBlock / kReduceAcross>(p, parts);
+}
+// Where channels are many: fewer blocks, and more loads at once.
+extern "C" __global__ __launch_bounds__(kReduceBlock) void reduce_all(const Params p, index_t parts) {
+    wait_for_previous();
+    add_all_partial_sums<kReduceAcrossAll, kReduceBlock / kReduceAcrossAll>(p, parts);
 }
 
 struct Plan {
     index_t slabs, share, parts;  // share: steps of a walker; parts: blocks of a slab
 
     explicit Plan(const Params& p) : slabs(ceil_div(p.dim, kAcross * kLanes)) {
-        const index_t lines = p.batch * p.seqlen, wanted = CC1D_WALKERS / kDown / slabs, most = ceil_div(lines, kShortest * kDown);
+        const index_t lines = p.batch * p.seqlen, wanted = kWalkers / kDown / slabs, most = ceil_div(lines, kShortest * kDown);
         parts = wanted < 1 ? 1 : wanted < most ? wanted : most;
         share = ceil_div(lines, parts * kDown);
     }
@@ -206,13 +221,14 @@ static int64_t workspace_bytes(const Params& p) { return Plan(p).parts * kSums *
 
 static void launch_stage(int stage, const Params& p, stream_t stream) {
     const Plan plan(p);
-    const dim3 grid = stage == 0 ? grid_of(plan.parts * plan.slabs) : grid_of_sums<kReduceAcross>(p);
+    const dim3 grid = grid_of(plan.parts * plan.slabs);
     const auto slabs = static_cast<uint32_t>(plan.slabs);
     const Channels channels = how(p);
     if (stage == 0 && channels == Channels::vectors) launch<bwd_persistent>(grid, dim3(kBlock), stream, p, slabs, plan.share);
     if (stage == 0 && channels == Channels::apart) launch<apart>(grid, dim3(kBlock), stream, p, slabs, plan.share);
     if (stage == 0 && channels == Channels::scattered) launch<scattered>(grid, dim3(kBlock), stream, p, slabs, plan.share);
-    if (stage == 1) launch_behind<reduce>(grid, dim3(kReduceAcross * kReduceDown), stream, p, plan.parts);
+    if (stage == 1 && p.dim < kManyChannels) launch_behind<reduce>(grid_of_sums<kReduceAcross>(p), dim3(kReduceBlock), stream, p, plan.parts);
+    if (stage == 1 && p.dim >= kManyChannels) launch_behind<reduce_all>(grid_of(ceil_div(p.dim, kReduceAcrossAll)), dim3(kReduceBlock), stream, p, plan.parts);
 }
 
 CC1D_EXPORT("walk", "reduce")

@@ -1,13 +1,14 @@
-// A warp walks its share of a channel from the end; both halos pass from lane to lane. No barrier in the walk.
+// A warp walks stretches of a channel from the end; both halos pass from lane to lane. No barrier in the walk.
 //
-// The runs (16 bytes) of a channel, all its rows one after the other, are numbered, and the warps of a block share them
-// equally: no atomics and no second pass, unless a channel is so long that several blocks share it. A turn is `steps`
-// steps of each lane, all loads first. dx needs the gradient g = dout * act'(pre-activation) of the width - 1 steps after, so
-// the walk goes down: what lane 0 of the unit above had is what the last lane now needs. x of the steps before comes from
-// the lane below; the first lane of a turn loads it. Rows at odd addresses keep the aligned frame of memory (frame.h).
+// The runs (16 bytes) of a channel, all its rows one after the other, are numbered, and dealt to the warps of a block a stretch at a
+// time: what a block reads at once lies together. No atomics and no second pass, unless a channel is so long that several blocks
+// share it. A turn is `steps` steps of each lane, all loads first. dx needs the gradient g = dout * act'(pre-activation) of
+// the width - 1 steps after, so the walk goes down: what lane 0 of the unit above had is what the last lane now needs; the end of a
+// stretch computes it. x of the steps before comes from the lane below; the first lane of a turn loads it. Rows at odd
+// addresses keep the aligned frame of memory (frame.h).
 //
 //   runs of a channel   [ batch 0 ........ | batch 1 ........ | ... ]
-//   warps               [ warp 0 <------ ][ warp 1 <------ ][ ...     each from the end of its share
+//   stretches           [ warp 0 <- ][ warp 1 <- ][ warp 0 <- ][ ...  each from its end
 //   unit                [ lane 0 | lane 1 | ... | lane 31 ] <- g of lane 0 of the unit above
 //     x halo                3>>     3>>             3>>
 //     g halo                <<3     <<3             <<3
@@ -23,12 +24,14 @@ constexpr int kShort = kHalo > kVec ? 2 * kVec : kVec;          // elements of a
 constexpr int kLong = sizeof(elem_t) == 2 ? 2 * kVec : kShort;  // where rows are framed
 constexpr int kUnits = CC1D_STEPS / kShort;                     // runs of a lane in flight, of x and dout each
 constexpr int kLongUnits = sizeof(elem_t) == 2 ? 2 : 4;         // of those
-constexpr int kWarps = kBlock / kWarp;                          // of a block
-// Where rows are framed and channels many, a block has fewer: each warp's last turn costs as much as a whole one.
-constexpr int kFewest = sizeof(elem_t) == 2 || kWarps < 2 ? 1 : 2;
+constexpr int kLongResident = sizeof(elem_t) == 2 ? 640 : 768;
+template <Rows kRows>
+constexpr bool kFindsAnew = kRows == Rows::framed && sizeof(elem_t) == 2;
+constexpr int kLongBlock = kBlock < 128 ? kBlock : 128;
 constexpr index_t kShare = 4096;  // runs of a block, at most
 constexpr index_t kEnough = 256;  // blocks that keep a GPU busy
-constexpr index_t kMany = 1024;   // blocks that do so with the fewest warps
+constexpr index_t kMany = 1024;   // blocks that do so with a warp each
+constexpr index_t kTurns = 16;    // of a block, from which on it has all its warps
 static_assert(kHalo <= kShort, "the halo lies in one run");
 static_assert(!kChannelLast, "rows run along the sequence");
 constexpr int kPerWord = 4 / sizeof(elem_t);
@@ -84,47 +87,70 @@ __device__ inline void gradients_above(const Gradients<kRun, kRows>& c, const pa
     for (int i = 0; i < kHalo; ++i) g[i] = gradient_of(parameters, values + i, dout.at(i));
 }
 
+// A lane's run, and its place in some tensors. It goes down a wave's runs at a time.
+template <int kRun, Rows kRows, int kTensors>
+struct Cursor {
+    const Gradients<kRun, kRows>& c;
+    const Channel* tensors[kTensors];
+    int number;
+    Run<kRun, kRows> run;
+    elem_t* at[kTensors];
+
+    __device__ void find() {
+        run = c.run(number > 0 ? number : 0);
+        for (int i = 0; i < kTensors; ++i) at[i] = run.place_in(*tensors[i]);
+    }
+    // Looks for its row where it leaves one, and always where that takes fewer registers.
+    __device__ void go_down() {
+        number -= kWarp;
+        run.t -= kWarp * kRun;
+        for (int i = 0; i < kTensors; ++i) at[i] -= kWarp * kRun * run.step(*tensors[i]);
+        if (kFindsAnew<kRows> || run.t <= -kVec) find();  // a frame begins less than a vector before its row
+    }
+};
+
 // Runs begin to end - 1 of a channel, from the end. Adds to `sums`.
 template <int kUnits, int kRun, Rows kRows>
 __device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t& parameters, int begin, int end, int count, acc_t (&sums)[kSums]) {
     using run_t = Packed<elem_t, kRun>;
-    const int lane = lane_id();
+    const int lane = lane_id(), highest = end - kWarp + lane;
+    const int needed = begin > 0 ? begin - 1 : 0;  // of x, the run before the stretch, too
+    Cursor<kRun, kRows, 2> front{c, {&c.x, &c.dout}, highest, c.run(0), {}};
+    Cursor<kRun, kRows, 1> own{c, {&c.dx}, highest, c.run(0), {}};
+    front.find();
+    own.find();
     acc_t above[kHalo + 1] = {};  // gradients of lane 0 in the unit before
-    if (lane == 0 && begin < end && end < count && !c.run(end).starts_row()) gradients_above(c, parameters, end, above);
 
-    const int needed = begin > 0 ? begin - 1 : 0;  // of x, the run before the share, too
     for (int top = end; top > begin; top -= kUnits * kWarp) {
-        const auto number_of = [&](int u) { return top - (u + 1) * kWarp + lane; };
-        const auto run_of = [&](int u) { return c.run(number_of(u) > needed ? number_of(u) : needed); };  // anew: registers are few
         run_t x[kUnits], dout[kUnits];
+        tail_t lowest = tail_t::zero();
+        const bool all = top - kUnits * kWarp >= begin;
 #pragma unroll
         for (int u = 0; u < kUnits; ++u) {
             x[u] = dout[u] = run_t::zero();
-            if (number_of(u) >= needed) x[u] = run_of(u).load(c.x);
-            if (number_of(u) >= begin) dout[u] = run_of(u).load(c.dout);
+            if (all || front.number >= needed) x[u] = front.run.load(front.at[0], front.run.step(c.x));
+            if (all || front.number >= begin) dout[u] = front.run.load(front.at[1], front.run.step(c.dout));
+            if (u == kUnits - 1 && lane == 0 && front.number >= begin && front.run.goes_on())  // the first lane has nobody below
+                lowest = front.run.template load_before<kHaloPad>(front.at[0], front.run.step(c.x));
+            front.go_down();
         }
-        const auto last = run_of(kUnits - 1);
-        const bool loads_halo = lane == 0 && number_of(kUnits - 1) >= begin && last.goes_on();  // the first lane has nobody below
-        tail_t lowest = tail_t::zero();
-        if (loads_halo) lowest = last.template load_before<kHaloPad>(c.x);
+        if (top == end && lane == 0 && end < count && !c.run(end).starts_row()) gradients_above(c, parameters, end, above);
         if (kRows == Rows::framed) {
 #pragma unroll
             for (int u = 0; u < kUnits; ++u) {
-                const auto run = run_of(u);
+                const int number = top - (u + 1) * kWarp + lane;
+                const auto run = c.run(number > needed ? number : needed);  // anew: registers are few
                 if (run.whole()) continue;
                 const run_t mask = run.mask();
                 x[u] &= mask;
                 dout[u] &= mask;
             }
-            if (kRun < kVec - 1 + kHalo && loads_halo) lowest = last.template before<kHaloPad>().masked(lowest);  // may begin before its row
         }
 
 #pragma unroll
         for (int u = 0; u < kUnits; ++u) {
             if (top - u * kWarp <= begin) continue;
-            const bool exists = number_of(u) >= begin;
-            const auto run = run_of(u);
-
+            const auto& run = own.run;
             tail_t halo = tail_of(x[u]);
             const tail_t next = u + 1 < kUnits ? tail_of(x[u + 1 < kUnits ? u + 1 : u]) : halo;
             for (int w = 0; w < tail_t::kWords; ++w) {
@@ -132,6 +158,7 @@ __device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t&
                 const uint32_t below = u + 1 == kUnits && lane == 0 ? lowest.words[w] : received;
                 halo.words[w] = run.starts_row() ? 0 : below;
             }
+            if (kRows == Rows::framed && kRun < kVec - 1 + kHalo) halo = run.template before<kHaloPad>().masked(halo);  // may begin before its row
             acc_t values[kHalo + kRun], g[kRun + kHalo];
             for (int i = 0; i < kHalo; ++i) values[i] = halo.at(kHaloPad - kHalo + i);
             for (int i = 0; i < kRun; ++i) values[kHalo + i] = x[u].at(i);
@@ -151,25 +178,27 @@ __device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t&
                 result[i] = 0;
                 for (int k = kWidth; k-- > 0;) result[i] += parameters.weight(0, kHalo - k) * g[i + k];
             }
-            run.store_together(c.dx, run_t::from(result), exists);
+            run.store_together(c.dx, own.at[0], run_t::from(result), own.number >= begin);
+            own.go_down();
         }
     }
 }
 
-template <int kUnits, int kRun, Rows kRows>
-__device__ inline void backward(const Params& p, const Divisor& runs, const Divisor& splits, uint32_t share, uint32_t warps) {
-    __shared__ acc_t sums[kWarps][kSums];
+// `share`: runs of a block; `stretch`: those that a warp walks at once.
+template <int kUnits, int kRun, Rows kRows, int kMostWarps>
+__device__ inline void backward(const Params& p, const Divisor& runs, const Divisor& splits, uint32_t share, uint32_t stretch) {
+    __shared__ acc_t sums[kMostWarps][kSums];
     const uint32_t dim = splits(blockIdx.x), split = blockIdx.x - dim * splits.d;
-    const int warp = shuffle(static_cast<int>(threadIdx.x / kWarp), 0);  // so that the compiler knows it to be one for all lanes
+    const int warp = shuffle(static_cast<int>(threadIdx.x / kWarp), 0), warps = blockDim.x / kWarp;  // so that the compiler knows it to be one for all lanes
     start_next();
-    const int count = static_cast<int>(p.batch * runs.d);
-    const int64_t from = int64_t(split * warps + warp) * share;
-    const int begin = from < count ? static_cast<int>(from) : count, end = from + share < count ? static_cast<int>(from + share) : count;
+    const uint32_t count = static_cast<uint32_t>(p.batch) * runs.d, from = split * share, first = from < count ? from : count;
+    const uint32_t last = share < count - first ? first + share : count;
 
     acc_t mine[kSums] = {};
     parameters_t parameters;
     parameters.load(p, dim);
-    walk<kUnits>(Gradients<kRun, kRows>(p, runs, dim), parameters, begin, end, count, mine);
+    for (uint32_t begin = first + warp * stretch; begin < last; begin += warps * stretch)
+        walk<kUnits>(Gradients<kRun, kRows>(p, runs, dim), parameters, begin, stretch < last - begin ? begin + stretch : last, count, mine);
 
     for (int s = 0; s < kSums; ++s) {
         for (int half = kWarp / 2; half > 0; half /= 2) mine[s] += shuffle_down(mine[s], half);
@@ -179,21 +208,21 @@ __device__ inline void backward(const Params& p, const Divisor& runs, const Divi
     const int s = threadIdx.x;
     if (s >= kSums) return;
     acc_t sum = sums[0][s];
-    for (uint32_t w = 1; w < warps; ++w) sum += sums[w][s];
+    for (int w = 1; w < warps; ++w) sum += sums[w][s];
     if (splits.d == 1) write_sum(p, s, dim, sum);
     else *partial_sum(p, split, s, dim) = sum;
 }
 
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_warp_walk(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t warps) {
-    backward<kUnits, kShort, Rows::aligned>(p, runs, splits, share, warps);
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_warp_walk(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t stretch) {
+    backward<kUnits, kShort, Rows::aligned, kBlock / kWarp>(p, runs, splits, share, stretch);
 }
 
 // Masks and places cost instructions: long runs have fewer of them.
-extern "C" __global__ CC1D_BOUNDS(kBlock, 640) void framed(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t warps) {
-    backward<kLongUnits, kLong, Rows::framed>(p, runs, splits, share, warps);
+extern "C" __global__ CC1D_BOUNDS(kLongBlock, kLongResident) void framed(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t stretch) {
+    backward<kLongUnits, kLong, Rows::framed, kLongBlock / kWarp>(p, runs, splits, share, stretch);
 }
-extern "C" __global__ __launch_bounds__(kBlock) void scattered(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t warps) {
-    backward<1, kShort, Rows::scattered>(p, runs, splits, share, warps);
+extern "C" __global__ __launch_bounds__(kLongBlock) void scattered(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t stretch) {
+    backward<1, kShort, Rows::scattered, kLongBlock / kWarp>(p, runs, splits, share, stretch);
 }
 
 constexpr int kReduceAcross = 32;
@@ -204,19 +233,27 @@ extern "C" __global__ __launch_bounds__(kBlock) void reduce(const Params p, inde
 }
 
 struct Plan : RowPlan {
-    index_t splits, share;  // blocks that share a channel; runs of a warp
-    uint32_t warps;         // of a block
+    index_t splits, share, stretch;  // blocks that share a channel; runs of a block; those that a warp walks at once
+    int warps;                       // of a block
 
     explicit Plan(const Params& p) {
         const Strided tensors[] = {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
                                    {p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride},
                                    {p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride}};
         static_cast<RowPlan&>(*this) = rows_of<kShort, kLong>(p, tensors);
-        const index_t count = p.batch * runs, needed = ceil_div(kEnough, p.dim), possible = ceil_div(count, kBlock * kUnits);
+        const index_t count = p.batch * runs, needed = ceil_div(kEnough, p.dim), possible = ceil_div(count, kLongBlock * kUnits);
         splits = ceil_div(count, kShare);
         if (splits < needed) splits = needed < possible ? needed : possible;
-        warps = rows == Rows::aligned || p.dim * splits < kMany ? kWarps : kFewest;
-        share = ceil_div(count, splits * warps);
+        share = ceil_div(count, splits);
+
+        // A turn at a time. Of framed rows two, since an end costs more; and one warp for all where channels are many and short:
+        // the last turn of each costs as much as a whole one.
+        const bool framed = rows == Rows::framed;
+        const index_t turn = kWarp * (framed ? kLongUnits : rows == Rows::aligned ? kUnits : 1), turns = ceil_div(share, turn);
+        warps = (framed || turns < kTurns ? kLongBlock : kBlock) / kWarp;
+        if (framed && turns <= kTurns && p.dim * splits >= kMany) warps = 1;
+        const index_t even = ceil_div(ceil_div(share, warps), kWarp) * kWarp, most = framed ? 2 * turn : turn;
+        stretch = warps > 1 && even > most ? most : even;
     }
 };
 
@@ -227,7 +264,8 @@ static int64_t workspace_bytes(const Params& p) {
 
 template <auto Kernel>
 static void launch_walk(const Params& p, const Plan& plan, stream_t stream) {
-    launch<Kernel>(grid_of(p.dim * plan.splits), dim3(plan.warps * kWarp), stream, p, Divisor(plan.runs), Divisor(plan.splits), static_cast<uint32_t>(plan.share), plan.warps);
+    launch<Kernel>(grid_of(p.dim * plan.splits), dim3(plan.warps * kWarp), stream, p, Divisor(plan.runs), Divisor(plan.splits), static_cast<uint32_t>(plan.share),
+                   static_cast<uint32_t>(plan.stretch));
 }
 
 static void launch_stage(int stage, const Params& p, stream_t stream) {

@@ -56,8 +56,10 @@ __device__ inline void convolve(const Parameters<kLanes>& parameters, const Sequ
             acc_t sum = parameters.bias(i);
             for (int w = 0; w < kWidth; ++w)
                 if (!kMasked || sequences.sees(step, kHalo - w)) sum += parameters.weight(i, w) * at(step + w, i);
-            results[i] = kMasked && sequences.is_padding(step) ? acc_t(0) : activate(sum);
+            results[i] = activate(sum);
         }
+        if constexpr (kMasked)  // apart from the sums, which would else wait for one another
+            for (int i = 0; i < kLanes; ++i) results[i] = sequences.is_padding(step) ? acc_t(0) : results[i];
         store(step, results);
     }
 }

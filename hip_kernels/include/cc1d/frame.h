@@ -52,8 +52,8 @@ struct Run {
 
     // With what lies beside the row: a vector that holds something of the tensor lies in its pages. Masked apart from it, so that
     // loads go together.
-    __device__ run_t load(const Channel& c) const {
-        const elem_t* from = place_in(c);
+    __device__ run_t load(const Channel& c) const { return load(place_in(c), step(c)); }
+    __device__ run_t load(const elem_t* from, index_t step) const {
         if (kRows == Rows::aligned) return run_t::load(from);
         run_t v = run_t::zero();
         if (kRows == Rows::framed) {
@@ -61,17 +61,17 @@ struct Run {
                 if (t + i > -kVec && t + i < seqlen) v.set(i, Packed<elem_t, kVec>::load(from + i));
         } else {
             const int begin = first(), end = last();
-            for (int i = 0; i < N; ++i, from += step(c))
+            for (int i = 0; i < N; ++i, from += step)
                 if (i >= begin && i < end) v.put(i, *from);
         }
         return v;
     }
 
-    // The `M` steps before it, of which one at least exists; M is at most 8, whole words.
+    // The `M` steps before it, of which one at least exists; M is at most 8, whole words. `from`: its own place.
     template <int M>
-    __device__ Packed<elem_t, M> load_before(const Channel& c) const {
-        if constexpr (kRows == Rows::scattered) return before<M>().load(c);
-        else return Packed<elem_t, M>::load(place_in(c) - M);
+    __device__ Packed<elem_t, M> load_before(const elem_t* from, index_t step) const {
+        if constexpr (kRows == Rows::scattered) return before<M>().load(from - M * step, step);
+        else return Packed<elem_t, M>::load(from - M);
     }
 
     // All bits of what exists.
@@ -81,8 +81,8 @@ struct Run {
         return v;
     }
 
-    __device__ void store(const Channel& c, const run_t& v) const {
-        elem_t* to = place_in(c);
+    __device__ void store(const Channel& c, const run_t& v) const { store(place_in(c), step(c), v); }
+    __device__ void store(elem_t* to, index_t step, const run_t& v) const {
         if (kRows == Rows::aligned || (kRows == Rows::framed && whole())) return v.store(to);
         const int begin = first(), end = last();
         for (int i = 0; i < N; i += kVec) {
@@ -91,18 +91,18 @@ struct Run {
                 continue;
             }
             for (int j = i; j < i + kVec; ++j)
-                if (j >= begin && j < end) to[j * step(c)] = v.get(j);
+                if (j >= begin && j < end) to[j * step] = v.get(j);
         }
     }
 
     // The same for all lanes of a wave, some of which have none. Those that hold an end of a row hand it round, and each lane stores an
-    // element: one by one takes as many instructions as elements, and the others wait.
-    __device__ void store_together(const Channel& c, const run_t& v, bool exists) const {
+    // element: one by one takes as many instructions as elements, and the others wait. `to`: its place in `c`.
+    __device__ void store_together(const Channel& c, elem_t* to, const run_t& v, bool exists) const {
         if constexpr (kRows != Rows::framed || N < 16) {
-            if (exists) store(c, v);
+            if (exists) store(to, step(c), v);
         } else {
             static_assert(N <= 32, "a lane for each element");
-            if (exists && whole()) v.store(place_in(c));
+            if (exists && whole()) v.store(to);
             const int lane = lane_id() % 32, half = lane_id() - lane, i = lane % N;
             uint32_t pending = vote(exists && !whole()), others = kWarp > 32 ? shuffle(pending, (lane_id() + 32) % kWarp) : 0;
             while (pending | others) {

@@ -34,6 +34,32 @@ __device__ inline void add_partial_sums(const Params& p, index_t parts) {
     write_sum(p, s, dim, sum);
 }
 
+// The same for all of the sums, with two parts on their way at once.
+template <int Across, int Down>
+__device__ inline void add_all_partial_sums(const Params& p, index_t parts) {
+    static_assert(Down >= kSums, "a row of threads for each sum");
+    __shared__ acc_t sums[kSums][Down][Across];
+    const int across = threadIdx.x % Across, down = threadIdx.x / Across;
+    const index_t dim = index_t(blockIdx.x) * Across + across;
+
+    acc_t mine[kSums] = {};
+    for (index_t part = down; part < parts && dim < p.dim; part += 2 * Down) {
+        const index_t second = part + Down;
+        acc_t more[2][kSums];
+        for (int s = 0; s < kSums; ++s) {
+            more[0][s] = *partial_sum(p, part, s, dim);
+            more[1][s] = second < parts ? *partial_sum(p, second, s, dim) : acc_t(0);
+        }
+        for (int s = 0; s < kSums; ++s) mine[s] += more[0][s] + more[1][s];
+    }
+    for (int s = 0; s < kSums; ++s) sums[s][down][across] = mine[s];
+    __syncthreads();
+    if (down >= kSums || dim >= p.dim) return;
+    acc_t sum = 0;
+    for (int row = 0; row < Down; ++row) sum += sums[down][row][across];
+    write_sum(p, down, dim, sum);
+}
+
 template <int Across>
 dim3 grid_of_sums(const Params& p) {
     return grid_of(ceil_div(p.dim, Across) * kSums);
