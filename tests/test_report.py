@@ -259,6 +259,15 @@ def test_a_kernel_does_not_outlive_its_notebook(tmp_path: Path) -> None:
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+@pytest.mark.parametrize(("finished", "cells", "told"), [(None, 9, True), ("2026-01-01", 9, False), (None, 1, False)])
+def test_the_page_of_a_run_that_was_cut_short_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: str | None, cells: int, told: bool
+) -> None:
+    monkeypatch.setattr(render, "NOTEBOOKS", ())
+    run = make_run(tmp_path / "run", [make_row("fwd_naive", "nvidia", Case())], finished=finished, cells=cells)
+    assert ("cut short: 1 of its 9 cells are here" in render.render_report(run).read_text()) is told
+
+
 def test_the_page_is_made_although_a_notebook_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planted(tmp_path / "notebooks" / "10_validate.ipynb", ["raise ValueError('<script>alert(1)</script>')"])
     monkeypatch.setattr(render, "notebooks_dir", lambda: tmp_path / "notebooks")

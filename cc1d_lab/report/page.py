@@ -315,6 +315,7 @@ def _context(run: Path, rows: pd.DataFrame, info: Info, pictures: list[Picture],
         "level": level,
         "sentences": sentences,
         "banner": tables.CPU_BANNER if tables.emulated(rows) else "",
+        "unfinished": _unfinished(rows, info),
         "baseline": tables.baseline_sentence(rows),
         "outcomes": outcomes,
         "devices": _summaries(rows),
@@ -325,6 +326,14 @@ def _context(run: Path, rows: pd.DataFrame, info: Info, pictures: list[Picture],
         "caveats": _caveats(rows),
         **_provenance(info),
     }
+
+
+def _unfinished(rows: pd.DataFrame, info: Info) -> str:
+    """What is missing from a run that was cut short, or ''."""
+    cells = info.get("cells")
+    if info.get("finished") or not isinstance(cells, int) or len(rows) >= cells:
+        return ""
+    return f"This run was cut short: {len(rows)} of its {cells} cells are here. `cc1d run --resume` goes on with it."
 
 
 def _caveats(rows: pd.DataFrame) -> list[tuple[str, str]]:
