@@ -25,13 +25,13 @@ constexpr int kLong = sizeof(elem_t) == 2 ? 2 * kVec : kShort;  // where rows ar
 constexpr int kUnits = CC1D_STEPS / kShort;                     // runs of a lane in flight, of x and dout each
 constexpr int kLongUnits = sizeof(elem_t) == 2 ? 2 : 4;         // of those
 constexpr int kLongResident = sizeof(elem_t) == 2 ? 640 : 768;
-template <Rows kRows>
-constexpr bool kFindsAnew = kRows == Rows::framed && sizeof(elem_t) == 2;
-constexpr int kLongBlock = kBlock < 128 ? kBlock : 128;
+template <Rows kRows>  // where registers are few
+constexpr bool kFindsAnew = kRows == Rows::scattered || (kRows == Rows::framed && sizeof(elem_t) == 2);
+constexpr int kSmallBlock = kBlock < 128 ? kBlock : 128;  // of framed and scattered rows, and where there are few turns
 constexpr index_t kShare = 4096;  // runs of a block, at most
 constexpr index_t kEnough = 256;  // blocks that keep a GPU busy
 constexpr index_t kMany = 1024;   // blocks that do so with a warp each
-constexpr index_t kTurns = 16;    // of a block, from which on it has all its warps
+constexpr index_t kTurns = 16;    // of a block, from which on eight warps have two each
 static_assert(kHalo <= kShort, "the halo lies in one run");
 static_assert(!kChannelLast, "rows run along the sequence");
 constexpr int kPerWord = 4 / sizeof(elem_t);
@@ -100,7 +100,7 @@ struct Cursor {
         run = c.run(number > 0 ? number : 0);
         for (int i = 0; i < kTensors; ++i) at[i] = run.place_in(*tensors[i]);
     }
-    // Looks for its row where it leaves one, and always where that takes fewer registers.
+    // Looks for its row where it leaves one, or always.
     __device__ void go_down() {
         number -= kWarp;
         run.t -= kWarp * kRun;
@@ -121,6 +121,10 @@ __device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t&
     own.find();
     acc_t above[kHalo + 1] = {};  // gradients of lane 0 in the unit before
 
+    // Beside the first loads, so that none waits for the other; before them where that would spill scalar registers.
+    constexpr bool kBeside = kRows == Rows::aligned || (kRows == Rows::framed && !kFewScalars);
+    const auto asks = [&] { return lane == 0 && end < count && !c.run(end).starts_row(); };
+    if (!kBeside && asks()) gradients_above(c, parameters, end, above);
     for (int top = end; top > begin; top -= kUnits * kWarp) {
         run_t x[kUnits], dout[kUnits];
         tail_t lowest = tail_t::zero();
@@ -134,7 +138,7 @@ __device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t&
                 lowest = front.run.template load_before<kHaloPad>(front.at[0], front.run.step(c.x));
             front.go_down();
         }
-        if (top == end && lane == 0 && end < count && !c.run(end).starts_row()) gradients_above(c, parameters, end, above);
+        if (kBeside && top == end && asks()) gradients_above(c, parameters, end, above);
         if (kRows == Rows::framed) {
 #pragma unroll
             for (int u = 0; u < kUnits; ++u) {
@@ -184,12 +188,12 @@ __device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t&
     }
 }
 
-// `share`: runs of a block; `stretch`: those that a warp walks at once.
-template <int kUnits, int kRun, Rows kRows, int kMostWarps>
+// `share`: runs of a block, which has `kWarps`; `stretch`: those that a warp walks at once.
+template <int kUnits, int kRun, Rows kRows, int kWarps>
 __device__ inline void backward(const Params& p, const Divisor& runs, const Divisor& splits, uint32_t share, uint32_t stretch) {
-    __shared__ acc_t sums[kMostWarps][kSums];
+    __shared__ acc_t sums[kWarps][kSums];
     const uint32_t dim = splits(blockIdx.x), split = blockIdx.x - dim * splits.d;
-    const int warp = shuffle(static_cast<int>(threadIdx.x / kWarp), 0), warps = blockDim.x / kWarp;  // so that the compiler knows it to be one for all lanes
+    const uint32_t warp = shuffle(static_cast<int>(threadIdx.x / kWarp), 0);  // so that the compiler knows it to be one for all lanes
     start_next();
     const uint32_t count = static_cast<uint32_t>(p.batch) * runs.d, from = split * share, first = from < count ? from : count;
     const uint32_t last = share < count - first ? first + share : count;
@@ -197,7 +201,7 @@ __device__ inline void backward(const Params& p, const Divisor& runs, const Divi
     acc_t mine[kSums] = {};
     parameters_t parameters;
     parameters.load(p, dim);
-    for (uint32_t begin = first + warp * stretch; begin < last; begin += warps * stretch)
+    for (uint32_t begin = first + warp * stretch; begin < last; begin += kWarps * stretch)
         walk<kUnits>(Gradients<kRun, kRows>(p, runs, dim), parameters, begin, stretch < last - begin ? begin + stretch : last, count, mine);
 
     for (int s = 0; s < kSums; ++s) {
@@ -208,7 +212,7 @@ __device__ inline void backward(const Params& p, const Divisor& runs, const Divi
     const int s = threadIdx.x;
     if (s >= kSums) return;
     acc_t sum = sums[0][s];
-    for (int w = 1; w < warps; ++w) sum += sums[w][s];
+    for (int w = 1; w < kWarps; ++w) sum += sums[w][s];
     if (splits.d == 1) write_sum(p, s, dim, sum);
     else *partial_sum(p, split, s, dim) = sum;
 }
@@ -216,13 +220,19 @@ __device__ inline void backward(const Params& p, const Divisor& runs, const Divi
 extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_warp_walk(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t stretch) {
     backward<kUnits, kShort, Rows::aligned, kBlock / kWarp>(p, runs, splits, share, stretch);
 }
+extern "C" __global__ CC1D_BOUNDS(kSmallBlock, kResident) void few_turns(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t stretch) {
+    backward<kUnits, kShort, Rows::aligned, kSmallBlock / kWarp>(p, runs, splits, share, stretch);
+}
 
 // Masks and places cost instructions: long runs have fewer of them.
-extern "C" __global__ CC1D_BOUNDS(kLongBlock, kLongResident) void framed(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t stretch) {
-    backward<kLongUnits, kLong, Rows::framed, kLongBlock / kWarp>(p, runs, splits, share, stretch);
+extern "C" __global__ CC1D_BOUNDS(kSmallBlock, kLongResident) void framed(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t stretch) {
+    backward<kLongUnits, kLong, Rows::framed, kSmallBlock / kWarp>(p, runs, splits, share, stretch);
 }
-extern "C" __global__ __launch_bounds__(kLongBlock) void scattered(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t stretch) {
-    backward<1, kShort, Rows::scattered, kLongBlock / kWarp>(p, runs, splits, share, stretch);
+extern "C" __global__ CC1D_BOUNDS(kWarp, kLongResident) void framed_alone(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t stretch) {
+    backward<kLongUnits, kLong, Rows::framed, 1>(p, runs, splits, share, stretch);
+}
+extern "C" __global__ __launch_bounds__(kSmallBlock) void scattered(const Params p, const Divisor runs, const Divisor splits, uint32_t share, uint32_t stretch) {
+    backward<1, kShort, Rows::scattered, kSmallBlock / kWarp>(p, runs, splits, share, stretch);
 }
 
 constexpr int kReduceAcross = 32;
@@ -241,18 +251,18 @@ struct Plan : RowPlan {
                                    {p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride},
                                    {p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride}};
         static_cast<RowPlan&>(*this) = rows_of<kShort, kLong>(p, tensors);
-        const index_t count = p.batch * runs, needed = ceil_div(kEnough, p.dim), possible = ceil_div(count, kLongBlock * kUnits);
+        const index_t count = p.batch * runs, needed = ceil_div(kEnough, p.dim), possible = ceil_div(count, kSmallBlock * kUnits);
         splits = ceil_div(count, kShare);
         if (splits < needed) splits = needed < possible ? needed : possible;
         share = ceil_div(count, splits);
 
-        // A turn at a time. Of framed rows two, since an end costs more; and one warp for all where channels are many and short:
-        // the last turn of each costs as much as a whole one.
-        const bool framed = rows == Rows::framed;
-        const index_t turn = kWarp * (framed ? kLongUnits : rows == Rows::aligned ? kUnits : 1), turns = ceil_div(share, turn);
-        warps = (framed || turns < kTurns ? kLongBlock : kBlock) / kWarp;
+        const bool framed = rows == Rows::framed, aligned = rows == Rows::aligned;
+        const index_t turn = kWarp * (framed ? kLongUnits : kUnits), turns = ceil_div(share, turn);
+        warps = (aligned && turns >= kTurns ? kBlock : kSmallBlock) / kWarp;
+        // Where framed rows are many and short, one for all: the last turn of each costs as much as a whole one.
         if (framed && turns <= kTurns && p.dim * splits >= kMany) warps = 1;
-        const index_t even = ceil_div(ceil_div(share, warps), kWarp) * kWarp, most = framed ? 2 * turn : turn;
+        // A turn at a time. Of framed rows two, and of scattered ones all: an end costs more there.
+        const index_t even = ceil_div(ceil_div(share, warps), kWarp) * kWarp, most = aligned ? turn : framed ? 2 * turn : even;
         stretch = warps > 1 && even > most ? most : even;
     }
 };
@@ -270,9 +280,12 @@ static void launch_walk(const Params& p, const Plan& plan, stream_t stream) {
 
 static void launch_stage(int stage, const Params& p, stream_t stream) {
     const Plan plan(p);
-    if (stage == 0 && plan.rows == Rows::aligned) launch_walk<bwd_warp_walk>(p, plan, stream);
-    if (stage == 0 && plan.rows == Rows::framed) launch_walk<framed>(p, plan, stream);
-    if (stage == 0 && plan.rows == Rows::scattered) launch_walk<scattered>(p, plan, stream);
+    const auto has = [&](Rows rows, int block) { return stage == 0 && plan.rows == rows && plan.warps == block / kWarp; };
+    if (has(Rows::aligned, kBlock)) launch_walk<bwd_warp_walk>(p, plan, stream);
+    else if (has(Rows::aligned, kSmallBlock)) launch_walk<few_turns>(p, plan, stream);
+    else if (has(Rows::framed, kSmallBlock)) launch_walk<framed>(p, plan, stream);
+    else if (has(Rows::framed, kWarp)) launch_walk<framed_alone>(p, plan, stream);
+    else if (has(Rows::scattered, kSmallBlock)) launch_walk<scattered>(p, plan, stream);
     if (stage == 1 && plan.splits > 1) launch_behind<reduce>(grid_of_sums<kReduceAcross>(p), dim3(kBlock), stream, p, plan.splits);
 }
 

@@ -57,6 +57,22 @@ def written(cell: Cell) -> Manifest:
     return json.loads(manifest.write(cell, build.build_cell(cell)).read_text())
 
 
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ({"batch": 4, "dim": 256, "seqlen": 8192}, "bwd_warp_walk"),
+        ({"batch": 2, "dim": 3, "seqlen": 256}, "few_turns"),
+        ({"batch": 2, "dim": 3, "seqlen": 131}, "framed"),
+        ({"batch": 1, "dim": 1024, "seqlen": 131}, "framed_alone"),
+        ({"batch": 2, "dim": 3, "seqlen": 16385, "view": "sliced_input", "row_stride": 28}, "scattered"),
+    ],
+)
+def test_each_kernel_of_a_backward_is_launched_with_its_own_block(shape: Any, expected: str) -> None:
+    cell = Cell("bwd_warp_walk", "amd", Case(op="bwd", dtype="bfloat16", **shape), arch="gfx942")
+    found = manifest.describe(cell, build.build_cell(cell).library)  # an error where block and code object differ
+    assert found["launches"][0]["kernel"] == expected
+
+
 # --- a loader that knows the JSON alone ------------------------------------------------------------------------------
 
 
