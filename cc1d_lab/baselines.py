@@ -165,18 +165,8 @@ def _dao(case: Case, inputs: Inputs) -> Work:
     if case.op == "bwd":
         # What its autograd calls: the zeroed sums and their casts with it. Autograd itself no CUDA graph can take.
         backward = importlib.import_module("causal_conv1d.cpp_functions").causal_conv1d_bwd_function
-        given = (
-            inputs.x,
-            inputs.weight,
-            inputs.bias,
-            more["dout"],
-            None,
-            None,
-            None,
-            None,
-            False,
-            activation == "silu",
-        )
+        nothing = (None, None, None, None)  # seq_idx, initial_states, dfinal_states, a dx to write into
+        given = (inputs.x, inputs.weight, inputs.bias, more["dout"], *nothing, False, activation == "silu")
         return lambda: _gradients(case, backward(*given))
     if not (case.states or case.seq_idx):
         return lambda: {"out": package.causal_conv1d_fn(inputs.x, inputs.weight, inputs.bias, activation=activation)}
