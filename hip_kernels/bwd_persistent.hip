@@ -19,7 +19,7 @@
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kLanes = 4;                 // channels of a thread
 constexpr int kAcross = CC1D_ACROSS < kWarp ? kWarp : CC1D_ACROSS;  // threads side by side along the channels: whole waves
-// Elements of 32 bits take twice the registers, so fewer walkers fit. They move as many bytes: what waits in the queues of memory is enough.
+// Elements of 32 bits take twice the registers: fewer walkers fit, each with as many bytes on their way.
 constexpr bool kNarrow = sizeof(elem_t) == 2;
 constexpr int kTogether = kNarrow ? 5 : 4;      // steps loaded at once
 constexpr int kResident = kNarrow ? 384 : 256;  // threads that are to fit on a multiprocessor: bounds the registers
@@ -227,8 +227,9 @@ static void launch_stage(int stage, const Params& p, stream_t stream) {
     if (stage == 0 && channels == Channels::vectors) launch<bwd_persistent>(grid, dim3(kBlock), stream, p, slabs, plan.share);
     if (stage == 0 && channels == Channels::apart) launch<apart>(grid, dim3(kBlock), stream, p, slabs, plan.share);
     if (stage == 0 && channels == Channels::scattered) launch<scattered>(grid, dim3(kBlock), stream, p, slabs, plan.share);
-    if (stage == 1 && p.dim < kManyChannels) launch_behind<reduce>(grid_of_sums<kReduceAcross>(p), dim3(kReduceBlock), stream, p, plan.parts);
-    if (stage == 1 && p.dim >= kManyChannels) launch_behind<reduce_all>(grid_of(ceil_div(p.dim, kReduceAcrossAll)), dim3(kReduceBlock), stream, p, plan.parts);
+    const bool many = p.dim >= kManyChannels;
+    if (stage == 1 && !many) launch_behind<reduce>(grid_of_sums<kReduceAcross>(p), dim3(kReduceBlock), stream, p, plan.parts);
+    if (stage == 1 && many) launch_behind<reduce_all>(grid_of(ceil_div(p.dim, kReduceAcrossAll)), dim3(kReduceBlock), stream, p, plan.parts);
 }
 
 CC1D_EXPORT("walk", "reduce")

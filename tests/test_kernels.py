@@ -72,6 +72,20 @@ def test_rows_of_channels_may_begin_anywhere(variant: variants.Variant, dim: int
                 _assert_ok(variant, replace(case, **dict.fromkeys(variant.features, True)))
 
 
+@pytest.mark.parametrize(
+    ("variant", "shape"),
+    [
+        ("bwd_warp_walk", {"batch": 1, "dim": 256, "seqlen": 16384}),  # eight warps, two turns each
+        ("bwd_warp_walk", {"dim": 1024, "seqlen": 131}),  # framed, and a warp for each channel
+        ("bwd_warp_walk", {"dim": 3, "seqlen": 4099, "view": "sliced_input", "row_stride": 28}),  # element by element
+        ("bwd_persistent", {"dim": 2048, "seqlen": 40}),  # all sums of a channel in one block
+    ],
+)
+def test_a_backward_is_right_in_its_other_kernels(variant: str, shape: dict[str, int | str]) -> None:
+    for case in _suited(variants.get(variant), dtype="bfloat16", **shape):
+        _assert_ok(variants.get(variant), case)
+
+
 @pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)
 def test_variant_is_right_at_its_widths(variant: variants.Variant) -> None:
     for width in (1, 2, 3, 5, 8):

@@ -238,17 +238,13 @@ def test_every_kernel_is_counted_on_its_own_path(arch: str, dtype: str) -> None:
         assert counts.store_bytes == pytest.approx(itemsize, rel=0.07), kernel
         # Width 4, bias and SiLU: 9 and 4 or 12. The backward does them again, then dx, dweight and dbias.
         flops = {(False, False): 13, (False, True): 21, (True, False): 35.5, (True, True): 43.5}[is_bwd, is_wide]
-        # An end of a stretch computes three gradients above it, each as a forward, where that arm counts.
-        above = 3 * 14 / 32 if kernel in ("bwd_warp_walk", "bwd_warp_walk:few_turns") else 0
-        expected = flops + 2 * (kernel == "fwd_naive")
-        assert expected - 0.6 <= counts.float_ops <= expected + above + 0.6, kernel
+        # An end of a stretch computes three gradients above it, each as a forward: an arm that counts in bfloat16.
+        above = 3 * 14 / 32 if kernel in ("bwd_warp_walk", "bwd_warp_walk:few_turns") and not is_wide else 0
+        assert counts.float_ops == pytest.approx(flops + above + 2 * (kernel == "fwd_naive"), abs=0.6), kernel
         if kernel != "fwd_naive":  # x, or x and the gradient, once; weight, bias, and what lies before
-            # A mask around some of the loads of bwd_warp_walk counts as a branch that leaves them out.
-            walk = {"bwd_warp_walk": 0.07, "few_turns": 0.07, "framed": 0.04, "framed_alone": 0.04, "scattered": 0.35}
-            left_out = walk[kernel.split(":")[-1]] if kernel.startswith("bwd_warp_walk") else 0
             # A vector each of x, the halo and the taps, and the bias: 13 words for 4 outputs.
             most = 3.25 if kernel == "fwd_register" else 3.1
-            assert (1 - left_out) * (1 + is_bwd) <= counts.load_bytes / itemsize <= most, kernel
+            assert 1 + is_bwd <= counts.load_bytes / itemsize <= most, kernel
 
 
 @pytest.mark.amd

@@ -333,7 +333,8 @@ def _unfinished(rows: pd.DataFrame, info: Info) -> str:
     cells = info.get("cells")
     if info.get("finished") or not isinstance(cells, int) or len(rows) >= cells:
         return ""
-    return f"This run was cut short: {len(rows)} of its {cells} cells are here. `cc1d run --resume` goes on with it."
+    there = f"{len(rows)} of its {cells} cells are here"
+    return f"This run was cut short: {there}. `cc1d run EXPERIMENT --resume` goes on with it."
 
 
 def _caveats(rows: pd.DataFrame) -> list[tuple[str, str]]:
