@@ -189,7 +189,7 @@ _ENTRIES = (
         widths=(1, 8),
         counts_in_31_bits=True,
         tunables={
-            "block": Tunable(128, _BLOCKS),
+            "block": Tunable(256, _BLOCKS),
             "vectors": Tunable(1, (1, 2), lambda case: 2 if case.states or case.width > 4 else None),
         },
     ),
@@ -271,7 +271,7 @@ _ENTRIES = (
         tunables={
             "block": Tunable(64, (64, 128)),
             "across": Tunable(32, (32, 64)),
-            "walkers": Tunable(1536, (512, 768, 1536, 3072)),
+            "walkers": Tunable(1584, (512, 768, 1536, 1584, 3072)),  # 12 on each of 132 multiprocessors
         },
     ),
     Variant(

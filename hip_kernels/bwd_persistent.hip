@@ -35,6 +35,7 @@ struct Walker {
     using Row = ChannelRow<kHow, kLanes, kAcross>;
     const Params& p;
     OwnChannels<kHow, kLanes, kAcross> own;
+    int64_t x_step, dout_step, dx_step;  // bytes to the next step
     Parameters<kLanes> parameters;
     acc_t x[kHalo + 1][kLanes], gradient[kHalo + 1][kLanes], sums[kSums][kLanes];
 };
@@ -48,16 +49,16 @@ struct Rows {
         if (kHow == Channels::vectors && t + kSteps <= end) {  // the usual way, with nothing to ask
 #pragma unroll
             for (int s = 0; s < kSteps; ++s) {
-                x[s].load(x_at_t + s * w.p.x_seq_stride, w.p.x_dim_stride, kLanes);
-                dout[s].load(dout_at_t + s * w.p.dout_seq_stride, w.p.dout_dim_stride, kLanes);
+                x[s].load(bytes_on(x_at_t, s * w.x_step), w.p.x_dim_stride, kLanes);
+                dout[s].load(bytes_on(dout_at_t, s * w.dout_step), w.p.dout_dim_stride, kLanes);
             }
             return;
         }
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
             const int count = t + s < end ? w.own.count : 0;
-            x[s].load(x_at_t + s * w.p.x_seq_stride, w.p.x_dim_stride, count);
-            dout[s].load(dout_at_t + s * w.p.dout_seq_stride, w.p.dout_dim_stride, count);
+            x[s].load(bytes_on(x_at_t, s * w.x_step), w.p.x_dim_stride, count);
+            dout[s].load(bytes_on(dout_at_t, s * w.dout_step), w.p.dout_dim_stride, count);
         }
     }
 };
@@ -110,11 +111,11 @@ __device__ inline void walk(Walker<kHow>& w, index_t batch, index_t begin, index
     const auto step = [&](int s, bool counts, bool stores) {
         acc_t dx_before[kLanes];
         advance(w, rows.x[s], rows.dout[s], counts, dx_before);
-        if (stores) Row::store(dx + s * p.dx_seq_stride, p.dx_dim_stride, w.own.count, dx_before);
+        if (stores) Row::store(bytes_on(dx, s * w.dx_step), p.dx_dim_stride, w.own.count, dx_before);
     };
     for (index_t t = begin; t < end + kHalo; t += kSteps) {
         Rows<kHow, kSteps> next;
-        next.load(w, x + kSteps * p.x_seq_stride, dout + kSteps * p.dout_seq_stride, t + kSteps, seen);
+        next.load(w, bytes_on(x, kSteps * w.x_step), bytes_on(dout, kSteps * w.dout_step), t + kSteps, seen);
         if (t - kHalo >= begin && t + kSteps <= end) {  // all in the middle
 #pragma unroll
             for (int s = 0; s < kSteps; ++s) step(s, true, true);
@@ -122,9 +123,9 @@ __device__ inline void walk(Walker<kHow>& w, index_t batch, index_t begin, index
 #pragma unroll
             for (int s = 0; s < kSteps; ++s) step(s, t + s < end, t + s - kHalo >= begin && t + s - kHalo < end);
         }
-        x += kSteps * p.x_seq_stride;
-        dout += kSteps * p.dout_seq_stride;
-        dx += kSteps * p.dx_seq_stride;
+        x = bytes_on(x, kSteps * w.x_step);
+        dout = bytes_on(dout, kSteps * w.dout_step);
+        dx = bytes_on(dx, kSteps * w.dx_step);
         rows = next;
     }
 }
@@ -152,7 +153,7 @@ __device__ inline void backward(const Params& p, uint32_t slabs, index_t share) 
     const index_t lines = p.batch * p.seqlen;
     const index_t first = (index_t(part) * kDown + down) * share, last = first + share < lines ? first + share : lines;
 
-    Walker<kHow> w{p, {p, slab, across}};
+    Walker<kHow> w{p, {p, slab, across}, step_bytes(p.x_seq_stride), step_bytes(p.dout_seq_stride), step_bytes(p.dx_seq_stride)};
     for (int s = 0; s < kSums; ++s)
         for (int i = 0; i < kLanes; ++i) w.sums[s][i] = 0;
     if (w.own.count > 0) {

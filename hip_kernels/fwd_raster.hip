@@ -14,6 +14,7 @@
 #include "cc1d/config.h"
 #include "cc1d/channels.h"
 #include "cc1d/sequences.h"
+#include "cc1d/turned.h"
 
 constexpr int kBlock = CC1D_BLOCK;
 constexpr bool kWide = kWidth > 4;        // a halo as long as a tile asks for other tiles
@@ -26,10 +27,16 @@ constexpr int kLanes = CC1D_BYTES / sizeof(elem_t);  // channels of a thread
 static_assert(kChannelLast, "a thread's channels lie side by side");
 static_assert(kAcross % 32 == 0, "32 lanes share their steps");
 
-struct Grid {
-    uint32_t across, down;  // tiles of a batch element
+// A block's place among all, batch by batch, along the channels first.
+struct Place {
+    uint32_t batch, down, across;
 
-    __host__ __device__ Grid(const Params& p, int channels, int steps) : across(ceil_div(p.dim, channels)), down(ceil_div(p.seqlen, steps)) {}
+    __device__ Place(uint32_t block, const Divisor& by_across, const Divisor& by_down) {
+        const uint32_t line = by_across(block);
+        batch = by_down(line);
+        down = line - batch * by_down.d;
+        across = block - line * by_across.d;
+    }
 };
 
 // The first step of a tile, how many of its steps exist, and of those before it how many do not.
@@ -44,8 +51,8 @@ struct Steps {
 };
 
 // Every step of a tile: `at(row, i)` is channel i, after `enter(row)`, and `store(step, results)` gets its channels.
-template <bool kMasked, typename Enter, typename At, typename Store>
-__device__ inline void convolve(const Parameters<kLanes>& parameters, const Sequences<kSteps>& sequences, Enter enter, At at, Store store) {
+template <bool kMasked, typename Parameters, typename Enter, typename At, typename Store>
+__device__ inline void convolve(const Parameters& parameters, const Sequences<kSteps>& sequences, Enter enter, At at, Store store) {
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
         enter(row);
@@ -65,22 +72,22 @@ __device__ inline void convolve(const Parameters<kLanes>& parameters, const Sequ
 }
 
 // In most tiles no sequence begins. With states, too, two copies of the loop would spill scalar registers.
-template <typename Enter, typename At, typename Store>
-__device__ inline void convolve(const Parameters<kLanes>& parameters, const Sequences<kSteps>& sequences, Enter enter, At at, Store store) {
+template <typename Parameters, typename Enter, typename At, typename Store>
+__device__ inline void convolve(const Parameters& parameters, const Sequences<kSteps>& sequences, Enter enter, At at, Store store) {
     if (kSeqIdx && (kStates || !sequences.is_one())) convolve<kSeqIdx>(parameters, sequences, enter, at, store);
     else convolve<false>(parameters, sequences, enter, at, store);
 }
 
 template <Channels kHow>
-__device__ inline void convolve(const Params& p) {
+__device__ inline void convolve(const Params& p, const Divisor& by_across, const Divisor& by_down) {
     using Row = ChannelRow<kHow, kLanes, kAcross>;
-    const Grid grid(p, kAcross * kLanes, kDown * kSteps);
     const auto ahead = static_cast<uint32_t>(tail_blocks<kBlock>(p));
     if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kBlock>(p);
-    const uint32_t block = blockIdx.x - ahead, line = block / grid.across, batch = line / grid.down;
+    const Place place(blockIdx.x - ahead, by_across, by_down);
+    const uint32_t batch = place.batch;
     const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross;
-    const OwnChannels<kHow, kLanes, kAcross> own(p, block - line * grid.across, across);
-    const Steps steps(p, index_t((line - batch * grid.down) * kDown + down) * kSteps);
+    const OwnChannels<kHow, kLanes, kAcross> own(p, place.across, across);
+    const Steps steps(p, index_t(place.down * kDown + down) * kSteps);
     const bool exists = own.count > 0 && steps.count > 0;
     if (!kSeqIdx && !exists) return;
 
@@ -111,9 +118,9 @@ __device__ inline void convolve(const Params& p) {
     if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) write_final_states(p, batch, own.dim, own.count, own.kStep);
 }
 
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_raster(const Params p) { convolve<Channels::vectors>(p); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_raster(const Params p, const Divisor by_across, const Divisor by_down) { convolve<Channels::vectors>(p, by_across, by_down); }
 
-extern "C" __global__ __launch_bounds__(kBlock) void scattered(const Params p) { convolve<Channels::scattered>(p); }
+extern "C" __global__ __launch_bounds__(kBlock) void scattered(const Params p, const Divisor by_across, const Divisor by_down) { convolve<Channels::scattered>(p, by_across, by_down); }
 
 // --- rows of channels that begin anywhere --------------------------------------------------------
 
@@ -144,16 +151,16 @@ __device__ inline void store_frames(const Params& p, Frame* frames, elem_t* out,
     }
 }
 
-extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(const Params p) {
+extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(const Params p, const Divisor by_across, const Divisor by_down) {
     constexpr int kPasses = ceil_div(kRows, kAtOnce);
     __shared__ Frame x_frames[kRows], out_frames[kStagesOut ? kSteps : 1];
-    const Grid grid(p, kTile, kSteps);
     const auto ahead = static_cast<uint32_t>(tail_blocks<kStagedBlock>(p));
     if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kStagedBlock>(p);
-    const uint32_t block = blockIdx.x - ahead, line = block / grid.across, batch = line / grid.down;
+    const Place place(blockIdx.x - ahead, by_across, by_down);
+    const uint32_t batch = place.batch;
     const int thread = threadIdx.x;
-    const index_t dim0 = index_t(block - line * grid.across) * kTile, dim = dim0 + thread;
-    const Steps steps(p, index_t(line - batch * grid.down) * kSteps);
+    const index_t dim0 = index_t(place.across) * kTile, dim = dim0 + thread;
+    const Steps steps(p, index_t(place.down) * kSteps);
     const int channels = clamped<0, kTile>(p.dim - dim0), count = clamped<0, kLanes>(ceil_div(channels - thread, kStagedBlock));
     const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim0 + (steps.first - kHalo) * p.x_seq_stride;
 
@@ -208,6 +215,110 @@ extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(con
     if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) write_final_states(p, batch, dim, count, kStagedBlock);
 }
 
+// --- the same of 16-bit elements, where those of x and out lie alike ------------------------------
+
+constexpr bool kTurns = sizeof(elem_t) == 2 && !kWide && kLanes == kFour && kSteps % kFour == 0;  // whether there is such a kernel
+constexpr int kGroupsSteps = kBlock / kGroup * kSteps;                                  // of a block
+static_assert(kSteps <= kGroup, "a lane finds what a row stores");
+
+// Channels [begin(step), end(step)) of the steps of a tile one by one: what is left at the ends of rows.
+template <typename Begin, typename End>
+__device__ inline void convolve_rest(const Params& p, index_t batch, const Steps& steps, const Sequences<kSteps>& sequences, Begin begin, End end) {
+    const int lane = lane_id() % kGroup;
+    for (int step = lane / kFour; step < steps.count; step += kGroup / kFour) {
+        const index_t t = steps.first + step, last = end(step);
+        for (index_t dim = begin(step) + lane % kFour; dim < last; dim += kFour) {
+            Parameters<1> parameters;
+            parameters.load(p, dim);
+            acc_t sum = parameters.bias(0);
+            for (int w = 0; w < kWidth; ++w)
+                if (!kSeqIdx || sequences.sees(step, kHalo - w)) sum += parameters.weight(0, w) * to_float(x_at(p, batch, dim, t - kHalo + w));
+            const acc_t result = kSeqIdx && sequences.is_padding(step) ? acc_t(0) : activate(sum);
+            static_cast<elem_t*>(p.out)[batch * p.out_batch_stride + dim * p.out_dim_stride + t * p.out_seq_stride] = from_float<elem_t>(result);
+        }
+    }
+}
+
+// A group's tile. With kTurn all of its steps exist, and those before it.
+template <int kTurn>
+__device__ inline void convolve_turned(const Params& p, index_t batch, const Steps& steps, index_t dim0, bool starts, bool ends, uint32_t turn) {
+    const TurnedRows<kTurn> rows{turn};
+    const int lane = lane_id() % kGroup, group = lane_id() - lane;
+    const index_t dim = dim0 + lane * kFour;
+    const int64_t x_step = step_bytes(p.x_seq_stride), out_step = step_bytes(p.out_seq_stride);
+    const elem_t* from = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim + (steps.first - kHalo) * p.x_seq_stride;
+    four_t vectors[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r, from = bytes_on(from, x_step)) vectors[r] = kTurn || steps.has(r) ? four_t::load(from - rows.behind(r)) : four_t::zero();
+    VotedMarks marks;
+    if constexpr (kSeqIdx) marks.load(p, batch, steps.first);
+    Parameters<kFour> parameters;
+    parameters.load(p, dim);
+    Sequences<kSteps> sequences;
+    if constexpr (kSeqIdx) sequences.find(marks);
+
+    elem_t* out = static_cast<elem_t*>(p.out) + batch * p.out_batch_stride + dim0 + steps.first * p.out_seq_stride;
+    const auto stored_of = [&](int step) {
+        const int behind = static_cast<int>((step + kHalo) * turn % kFour);
+        return Stored(out + step * p.out_seq_stride - behind, behind, starts, ends);
+    };
+    const uint32_t mine = lane < steps.count ? stored_of(lane).mask() : 0;  // of step `lane`
+
+    const auto enter = [&](int row) {
+        vectors[row] = rows.channels(row, vectors[row]);
+        if (kStates && row < steps.missing)
+            for (int i = 0; i < kFour; ++i) vectors[row].replace(i, x_at(p, batch, dim + i, steps.first + row - kHalo));
+    };
+    elem_t* to = out + lane * kFour;
+    const auto store = [&](int step, const acc_t(&results)[kLanes]) {
+        const four_t v = rows.in_memory(step + kHalo, Packed<elem_t, kLanes>::from(results).template part<kFour>(0));
+        if (shuffle(mine, group + step) >> lane & 1) v.store(to - rows.behind(step + kHalo));
+        to = bytes_on(to, out_step);
+    };
+    convolve(parameters, sequences, enter, [&](int row, int i) { return vectors[row].at(i); }, store);
+    if (starts || ends) {
+        const auto channel = [&](int step, int vector) { return dim0 + vector * kFour - static_cast<int>((step + kHalo) * turn % kFour); };
+        convolve_rest(p, batch, steps, sequences, [&](int step) { return starts ? 0 : channel(step, stored_of(step).end); },
+                      [&](int step) { return starts ? channel(step, stored_of(step).begin) : p.dim; });
+    }
+    if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) write_final_states(p, batch, dim, kFour);
+}
+
+// `turn`: 1 to 4.
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned(const Params p, const Divisor by_across, const Divisor by_down, uint32_t turn) {
+    if constexpr (kTurns) {
+        const auto ahead = static_cast<uint32_t>(tail_blocks<kBlock>(p));
+        if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kBlock>(p);
+        const Place place(blockIdx.x - ahead, by_across, by_down);
+        const uint32_t batch = place.batch;
+        const index_t step = index_t(place.down) * kGroupsSteps;
+        const bool starts = place.across == 0, ends = place.across == by_across.d - 1;
+        // Channel dim0 of the first row lies on a boundary; the last group reaches back to be whole.
+        const elem_t* row0 = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + (step - kHalo) * p.x_seq_stride;
+        const auto aligned = static_cast<index_t>(-(reinterpret_cast<uintptr_t>(row0) / sizeof(elem_t)) % kFour);
+        const index_t last = p.dim - kSpan - (p.dim - kSpan - aligned) % kFour, wanted = aligned + index_t(place.across) * kAdvance;
+        const index_t dim0 = wanted < last ? wanted : last;
+        const Steps steps(p, step + threadIdx.x / kGroup * kSteps);
+        // Asked of the block: a compiler that cannot see that all lanes of a wave go one way makes each shuffle fit for two.
+        if (step >= kHalo && step + kGroupsSteps <= p.seqlen) {
+            if (turn == 1) convolve_turned<1>(p, batch, steps, dim0, starts, ends, 1);
+            if (turn == 2) convolve_turned<2>(p, batch, steps, dim0, starts, ends, 2);
+            if (turn == 3) convolve_turned<3>(p, batch, steps, dim0, starts, ends, 3);
+            if (turn == 4) convolve_turned<4>(p, batch, steps, dim0, starts, ends, 4);
+        } else if (steps.count > 0) {
+            convolve_turned<0>(p, batch, steps, dim0, starts, ends, turn);
+        }
+    }
+}
+
+// By how much the rows of both tensors turn, where they lie alike; else 0.
+static uint32_t turn_of(const Params& p) {
+    const index_t strides = p.x_seq_stride - p.out_seq_stride, batches = p.x_batch_stride - p.out_batch_stride;
+    const auto apart = (reinterpret_cast<uintptr_t>(p.x) - reinterpret_cast<uintptr_t>(p.out)) / sizeof(elem_t);
+    if (!kTurns || p.dim < 2 * kSpan || strides % kFour || batches % kFour || apart % kFour) return 0;
+    return kFour - static_cast<uint32_t>(-static_cast<uint64_t>(p.x_seq_stride)) % kFour;
+}
+
 static Channels how(const Params& p) {
     return channels_of<kLanes, kAcross>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
                                            {p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride}});
@@ -215,15 +326,23 @@ static Channels how(const Params& p) {
 
 static int64_t workspace_bytes(const Params&) { return 0; }
 
-template <int Block>
-static dim3 blocks(const Params& p, const Grid& grid) { return grid_of(tail_blocks<Block>(p) + p.batch * grid.down * grid.across); }
+template <auto Kernel, int Block, typename... More>
+static void launch_tiles(const Params& p, index_t across, index_t down, stream_t stream, More... more) {
+    const index_t ahead = tail_blocks<Block>(p);
+    launch<Kernel>(grid_of(ahead + p.batch * down * across, 1, 1, ahead + Divisor::kLimit), dim3(Block), stream, p, Divisor(across), Divisor(down), more...);
+}
 
 static void launch_stage(int, const Params& p, stream_t stream) {
-    const Grid grid(p, kAcross * kLanes, kDown * kSteps);
+    const index_t across = ceil_div(p.dim, kAcross * kLanes), down = ceil_div(p.seqlen, kDown * kSteps);
     const Channels channels = how(p);
-    if (channels == Channels::vectors) launch<fwd_raster>(blocks<kBlock>(p, grid), dim3(kBlock), stream, p);
-    if (channels == Channels::apart) launch<staged>(blocks<kStagedBlock>(p, Grid(p, kTile, kSteps)), dim3(kStagedBlock), stream, p);
-    if (channels == Channels::scattered) launch<scattered>(blocks<kBlock>(p, grid), dim3(kBlock), stream, p);
+    if (channels == Channels::vectors) launch_tiles<fwd_raster, kBlock>(p, across, down, stream);
+    if (channels == Channels::apart) {
+        if (const uint32_t turn = turn_of(p))
+            launch_tiles<turned, kBlock>(p, 1 + ceil_div(p.dim - kSpan, kAdvance), ceil_div(p.seqlen, kGroupsSteps), stream, turn);
+        else
+            launch_tiles<staged, kStagedBlock>(p, ceil_div(p.dim, kTile), ceil_div(p.seqlen, kSteps), stream);
+    }
+    if (channels == Channels::scattered) launch_tiles<scattered, kBlock>(p, across, down, stream);
 }
 
 CC1D_EXPORT("conv")

@@ -50,6 +50,23 @@ struct InitialState {
     }
 };
 
+// Outputs of the last kRun of `values` where sequences are packed. What a step sees of the one d before it is what that one's successor saw
+// of it, or nothing where a sequence begins: a selection a tap, and one comparison a step.
+template <int kRun, typename Which>
+__device__ inline void sum_sequences(const Parameters<1>& parameters, const acc_t (&values)[kHalo + kRun], const Which& sequences, acc_t (&result)[kRun]) {
+    acc_t seen[kWidth] = {};  // of the step d before
+#pragma unroll
+    for (int i = kHalo > 0 ? 1 - kHalo : 0; i < kRun; ++i) {
+        const bool follows = sequences.follows(i);
+        for (int d = kHalo; d > 0; --d) seen[d] = follows ? (d > 1 ? seen[d - 1] : values[kHalo + i - 1]) : acc_t(0);
+        if (i < 0) continue;
+        seen[0] = values[kHalo + i];
+        acc_t sum = parameters.bias(0);
+        for (int w = 0; w < kWidth; ++w) sum += parameters.weight(0, w) * seen[kHalo - w];
+        result[i] = sequences.is_padding(i) ? acc_t(0) : activate(sum);
+    }
+}
+
 // `count`: runs of all rows; `ahead`: blocks before those.
 template <Rows kRows, int kRun>
 __device__ inline void convolve(const Params& p, const Divisor& runs, const Divisor& dims, uint32_t count, uint32_t ahead) {
@@ -97,15 +114,20 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
     for (int i = 0; i < kHalo; ++i) values[i] = halo.at(kHaloPad - kHalo + i);
     for (int i = 0; i < kRun; ++i) values[kHalo + i] = own.at(i);
 
-    Sequences<kRun> sequences;
-    if constexpr (kSeqIdx && kRows == Rows::aligned) sequences.find(ids);
-    else if constexpr (kSeqIdx) sequences.find(marks);
     acc_t result[kRun];
-    for (int i = 0; i < kRun; ++i) {
-        acc_t sum = parameters.bias(0);
-        for (int w = 0; w < kWidth; ++w)
-            if (!kSeqIdx || sequences.sees(i, kHalo - w)) sum += parameters.weight(0, w) * values[i + w];
-        result[i] = kSeqIdx && sequences.is_padding(i) ? acc_t(0) : activate(sum);
+    if constexpr (kSeqIdx && kRows == Rows::aligned) {
+        ids.share();
+        sum_sequences(parameters, values, ids, result);
+    } else if constexpr (kSeqIdx) {
+        Sequences<kRun> sequences;
+        sequences.find(marks);
+        sum_sequences(parameters, values, sequences, result);
+    } else {
+        for (int i = 0; i < kRun; ++i) {
+            acc_t sum = parameters.bias(0);
+            for (int w = 0; w < kWidth; ++w) sum += parameters.weight(0, w) * values[i + w];
+            result[i] = activate(sum);
+        }
     }
     if (exists) run.store(out, run_t::from(result));
     if (kStates && !kTailBlocks && exists && run.first() < run.last() && run.ends_row()) write_final_states(p, batch, dim);

@@ -25,6 +25,7 @@ _OWN = {"file": "include/cc1d/sequences.h", "seq_idx": True, "seqlen": 512}
 _ENDS = {"file": "include/cc1d/frame.h", "dtype": "bfloat16", "view": "misaligned"}
 _STAGED = {"dtype": "bfloat16", "dim": 133, "seqlen": 20}
 _APART = {"file": "include/cc1d/channels.h", **_STAGED}
+_TURNED = {"file": "include/cc1d/turned.h", "dim": 515, "seqlen": 75}
 _MARKED = {"file": "include/cc1d/sequences.h", **_PACKED}
 _ONE = {"file": "include/cc1d/sequences.h", "seq_idx": True}
 _GEMM = {"dtype": "float16", "seqlen": 37, "dim": 20}
@@ -167,24 +168,63 @@ BUGS = (
     _bug("final state one step early", "fwd_register", "lowest_bit(there)", "lowest_bit(there) - 1", **_TAIL),
     _bug("last sequence longer than it is", "fwd_raster", "ids[i] == ids[i - 1]) --", "true) --", seqlen=36, **_TAIL),
     _bug("short row without its initial state", "fwd_register", "(tail.begin == 0)", "(false)", seqlen=2, **_TAIL),
-    _bug("a sequence that begins with a run overlooked", "fwd_register", "own.words[0] != last", "false", **_OWN),
+    _bug(
+        "a sequence that begins with a run overlooked", "fwd_register", "(i <= 0 && starts_row) ||", "i <= 0 ||", **_OWN
+    ),
     _bug(
         "the lane below looked at askew",
         "fwd_register",
-        "shuffle_up(bits, 1) >> N",
-        "shuffle_up(bits, 1) >> (N - 1)",
+        "shuffle_up(own.words[N - i], 1)",
+        "shuffle_up(own.words[N - 1], 1)",
         **_OWN,
     ),
-    _bug("the first lane does not look back", "fwd_register", "lane_id() == 0 ? first : below", "below", **_OWN),
-    _bug("padding a halo early", "fwd_register", ">> 31) << (kHalo + i)", ">> 31) << i", **_OWN),
-    _bug("own run in the wrong sequence", "fwd_register", "kHalo - w))", "kHalo - w - 1))", **_PACKED),
+    _bug("the first lane does not look back", "fwd_register", "if (lane_id() > 0) before", "before", **_OWN),
+    _bug("padding of -1 computed", "fwd_register", "own.words[i]) < 0", "own.words[i]) < -1", **_OWN),
+    _bug(
+        "one step back seen across a beginning",
+        "fwd_register",
+        "seen[d] = follows ?",
+        "seen[d] = d == 1 || follows ?",
+        **_PACKED,
+    ),
+    _bug("two steps back taken for one", "fwd_register", "d > 1 ? seen[d - 1]", "d > 2 ? seen[d - 1]", **_PACKED),
+    _bug("marks of a step later", "fwd_register", "begins >> (i + kWidth - 1)", "begins >> (i + kWidth)", **_MARKED),
+    _bug(
+        "own step in the wrong sequence", "fwd_raster", "sees(step, kHalo - w)", "sees(step, kHalo - w - 1)", **_PACKED
+    ),
     _bug(
         "two steps back counted as one",
-        "fwd_register",
+        "fwd_raster",
         "~(differs << d)",
         "~differs",
         file="include/cc1d/sequences.h",
         **_PACKED,
+    ),
+    _bug(
+        "a vector shifted a word too far",
+        "fwd_raster",
+        "const uint32_t first = word ?",
+        "const uint32_t first = !word ?",
+        **_TURNED,
+    ),
+    _bug(
+        "a row that turns the other way",
+        "fwd_raster",
+        "row * (kTurn ? kTurn : turn)",
+        "row * (kTurn ? 4 - kTurn : turn)",
+        **_TURNED,
+    ),
+    _bug(
+        "the next lane's vector from the lane below",
+        "fwd_raster",
+        "(lane + 1) % kGroup",
+        "(lane + 31) % kGroup",
+        **_TURNED,
+    ),
+    _bug("a vector that the group does not know", "fwd_raster", "kKnown = kGroup - 1", "kKnown = kGroup", **_TURNED),
+    _bug("a sector too few", "fwd_raster", "whole + kAdvance / kFour", "whole + kAdvance / kFour - 4", **_TURNED),
+    _bug(
+        "the rest a channel short", "fwd_raster", ".begin) : p.dim", ".begin) : p.dim - 1", **(_TURNED | {"file": ""})
     ),
     _bug("lanes vote for the steps after theirs", "fwd_raster", "lane_id() % 32", "(lane_id() + 1) % 32", **_MARKED),
     _bug("step 0 begins a sequence", "fwd_raster", "follows = step > 0", "follows = step >= 0", **_MARKED),

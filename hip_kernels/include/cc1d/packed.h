@@ -35,7 +35,26 @@ __device__ inline To bits_as(const From& from) {
     return to;
 }
 
-// 32 bits of the 64 in two words, from bit `by` on, which is below 32.
+template <typename T>
+struct ByteLike {
+    using type = char;
+};
+template <typename T>
+struct ByteLike<const T> {
+    using type = const char;
+};
+
+// Bytes from an element to the one `stride` elements on, hidden from the compiler: what it knows to be the same for all threads it multiplies
+// and adds anew for each address, where a thread had only to go on by it.
+__device__ inline int64_t step_bytes(int64_t stride) { return opaque(stride * static_cast<int64_t>(sizeof(elem_t))); }
+
+template <typename T>
+__device__ inline T* bytes_on(T* p, int64_t bytes) {
+    using byte_t = typename ByteLike<T>::type;
+    return reinterpret_cast<T*>(reinterpret_cast<byte_t*>(p) + bytes);
+}
+
+// 32 bits of the 64 in two words, from bit `by` on, which is 32 at most.
 __device__ inline uint32_t shift_words(uint32_t low, uint32_t high, int by) {
     return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> by);
 }
@@ -81,6 +100,11 @@ struct Packed {
     __device__ void put(int i, T v) {
         if constexpr (sizeof(T) == 4) words[i] = bits_as<uint32_t>(v);
         else words[i / 2] |= static_cast<uint32_t>(bits_as<uint16_t>(v)) << (i % 2 ? 16 : 0);
+    }
+
+    __device__ void replace(int i, T v) {
+        if constexpr (sizeof(T) == 2) words[i / 2] &= i % 2 ? 0xffffu : 0xffff0000u;
+        put(i, v);
     }
 
     // `M` neighbouring elements of it.
@@ -189,6 +213,7 @@ private:
 // n / d for a d that is the same for all threads: a multiplication and a shift. Right for n < 2^31 (Granlund and
 // Montgomery, Division by invariant integers using multiplication, 1994).
 struct Divisor {
+    static constexpr int64_t kLimit = int64_t{1} << 31;  // of n
     uint32_t d, magic, shift;
 
     explicit Divisor(int64_t divisor) : d(static_cast<uint32_t>(divisor)), magic(0), shift(0) {

@@ -203,6 +203,7 @@ inline float exp2_approximate(float v) {
     return series * bits_to_float((float_to_bits(shifted) - float_to_bits(kRound) + 127u) << 23);
 }
 
+inline int64_t opaque(int64_t v) { return v; }
 inline int lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }  // which is set
 inline int lane_id() { return static_cast<int>(cc1d_lane()); }
 

@@ -91,6 +91,12 @@ __device__ inline float exp2_approximate(float v) {
     return r;
 }
 
+// The value, of which the compiler knows nothing.
+__device__ inline int64_t opaque(int64_t v) {
+    asm("" : "+l"(v));
+    return v;
+}
+
 __device__ inline int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }  // which is set
 __device__ inline int lane_id() { return threadIdx.x % kWarp; }
 

@@ -86,31 +86,26 @@ struct OwnIds {
         if (!starts_row && lane_id() == 0) before = Packed<int32_t, kBefore>::load(from - kBefore);
     }
 
-    // Bit i: whether a sequence begins at step t - halo + i, as far as `own` says.
-    __device__ uint32_t begins() const {
-        const uint32_t below = shuffle_up(own.words[N - 1], 1), last = lane_id() == 0 ? before.words[kBefore - 1] : below;
-        uint32_t bits = static_cast<uint32_t>(!starts_row && own.words[0] != last) << kHalo;
-        for (int i = 1; i < N; ++i) bits |= static_cast<uint32_t>(own.words[i] != own.words[i - 1]) << (kHalo + i);
-        return bits;
+    // All lanes, once all is loaded: the first lane keeps what it read before its steps, the others see what the lane below has.
+    __device__ void share() {
+        for (int i = 1; i <= kHalo; ++i) {
+            const uint32_t below = shuffle_up(own.words[N - i], 1);
+            if (lane_id() > 0) before.words[kBefore - i] = below;
+        }
     }
-    // The same for the steps before them, where `bits` is what begins() said.
-    __device__ uint32_t begins_before(uint32_t bits) const {
-        const uint32_t below = shuffle_up(bits, 1) >> N & ((1u << kHalo) - 1);
-        uint32_t first = 0;
-        for (int i = 1; i < kHalo; ++i) first |= static_cast<uint32_t>(before.words[kBefore - kHalo + i] != before.words[kBefore - kHalo + i - 1]) << i;
-        return starts_row ? 0 : lane_id() == 0 ? first : below;
+    // Whether step t + i, from t - (width - 2) on, is of the same sequence as the one before it. In a row's first step that is the initial state.
+    __device__ bool follows(int i) const {
+        const auto id = [&](int j) { return j < 0 ? before.words[kBefore + j] : own.words[j]; };
+        return (i <= 0 && starts_row) || id(i) == id(i - 1);
     }
-    __device__ uint32_t padding() const {
-        uint32_t bits = 0;
-        for (int i = 0; i < N; ++i) bits |= (own.words[i] >> 31) << (kHalo + i);
-        return bits;
-    }
+    __device__ bool is_padding(int i) const { return static_cast<int32_t>(own.words[i]) < 0; }
 };
 
 template <int N>
 struct Sequences {
     uint32_t same[kWidth];  // bit i of same[d]: step t + i sees the step d before it
     uint32_t padding;       // bit i: step t + i
+    uint32_t begins;        // bit i: whether a sequence begins at step t - (width - 1) + i
 
     __device__ void find(const VotedMarks& marks) {
         static_assert(kWidth - 1 + N <= 32, "a lane for each step");
@@ -119,12 +114,6 @@ struct Sequences {
     __device__ void find(const MarksAt& marks) {
         static_assert(kWidth - 1 + N <= 32, "a bit for each step");
         find(shift_words(marks.low.begins, marks.high.begins, marks.bit), shift_words(marks.low.padding, marks.high.padding, marks.bit));
-    }
-
-    __device__ void find(const OwnIds<N>& ids) {
-        static_assert(kWidth - 1 + N <= 32, "a bit for each step");
-        const uint32_t begins = ids.begins();
-        find(begins | ids.begins_before(begins), ids.padding());
     }
 
     // Bit j of both: step t - halo + j.
@@ -136,12 +125,14 @@ struct Sequences {
             together &= ~(differs << d);
         }
         padding = negative >> kHalo;
+        begins = differs;
     }
     // Whether all that the `N` steps could see is of one sequence.
     __device__ bool is_one() const {
         constexpr uint32_t kSteps = N < 32 ? (uint32_t{1} << N) - 1 : ~uint32_t{0};
         return (same[kWidth - 1] & ~padding & kSteps) == kSteps;
     }
+    __device__ bool follows(int i) const { return !(begins >> (i + kWidth - 1) & 1); }
     __device__ bool sees(int i, int d) const { return same[d] >> i & 1; }
     __device__ bool is_padding(int i) const { return padding >> i & 1; }
 };
