@@ -217,8 +217,9 @@ extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(con
 
 // --- the same of 16-bit elements, where those of x and out lie alike ------------------------------
 
-constexpr bool kTurns = sizeof(elem_t) == 2 && !kWide && kLanes == kFour && kSteps % kFour == 0;  // whether there is such a kernel
-constexpr int kGroupsSteps = kBlock / kGroup * kSteps;                                  // of a block
+// Whether there are such kernels. Beside states or packed sequences they would spill scalar registers.
+constexpr bool kTurns = sizeof(elem_t) == 2 && !kWide && kLanes == kFour && kSteps % kFour == 0 && !(kFewScalars && (kStates || kSeqIdx));
+constexpr int kGroupsSteps = kBlock / kGroup * kSteps;  // of a block
 static_assert(kSteps <= kGroup, "a lane finds what a row stores");
 
 // Channels [begin(step), end(step)) of the steps of a tile one by one: what is left at the ends of rows.
@@ -284,32 +285,31 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
     if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) write_final_states(p, batch, dim, kFour);
 }
 
-// `turn`: 1 to 4.
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned(const Params p, const Divisor by_across, const Divisor by_down, uint32_t turn) {
+template <int kTurn>
+__device__ inline void convolve_turned(const Params& p, const Divisor& by_across, const Divisor& by_down) {
     if constexpr (kTurns) {
         const auto ahead = static_cast<uint32_t>(tail_blocks<kBlock>(p));
         if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kBlock>(p);
         const Place place(blockIdx.x - ahead, by_across, by_down);
-        const uint32_t batch = place.batch;
         const index_t step = index_t(place.down) * kGroupsSteps;
         const bool starts = place.across == 0, ends = place.across == by_across.d - 1;
         // Channel dim0 of the first row lies on a boundary; the last group reaches back to be whole.
-        const elem_t* row0 = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + (step - kHalo) * p.x_seq_stride;
+        const elem_t* row0 = static_cast<const elem_t*>(p.x) + place.batch * p.x_batch_stride + (step - kHalo) * p.x_seq_stride;
         const auto aligned = static_cast<index_t>(-(reinterpret_cast<uintptr_t>(row0) / sizeof(elem_t)) % kFour);
         const index_t last = p.dim - kSpan - (p.dim - kSpan - aligned) % kFour, wanted = aligned + index_t(place.across) * kAdvance;
         const index_t dim0 = wanted < last ? wanted : last;
         const Steps steps(p, step + threadIdx.x / kGroup * kSteps);
         // Asked of the block: a compiler that cannot see that all lanes of a wave go one way makes each shuffle fit for two.
-        if (step >= kHalo && step + kGroupsSteps <= p.seqlen) {
-            if (turn == 1) convolve_turned<1>(p, batch, steps, dim0, starts, ends, 1);
-            if (turn == 2) convolve_turned<2>(p, batch, steps, dim0, starts, ends, 2);
-            if (turn == 3) convolve_turned<3>(p, batch, steps, dim0, starts, ends, 3);
-            if (turn == 4) convolve_turned<4>(p, batch, steps, dim0, starts, ends, 4);
-        } else if (steps.count > 0) {
-            convolve_turned<0>(p, batch, steps, dim0, starts, ends, turn);
-        }
+        if (step >= kHalo && step + kGroupsSteps <= p.seqlen) convolve_turned<kTurn>(p, place.batch, steps, dim0, starts, ends, kTurn);
+        else if (steps.count > 0) convolve_turned<0>(p, place.batch, steps, dim0, starts, ends, kTurn);
     }
 }
+
+// A kernel each: in one of all four the way of a block lay 3 % further apart.
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned1(const Params p, const Divisor by_across, const Divisor by_down) { convolve_turned<1>(p, by_across, by_down); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned2(const Params p, const Divisor by_across, const Divisor by_down) { convolve_turned<2>(p, by_across, by_down); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned3(const Params p, const Divisor by_across, const Divisor by_down) { convolve_turned<3>(p, by_across, by_down); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned4(const Params p, const Divisor by_across, const Divisor by_down) { convolve_turned<4>(p, by_across, by_down); }
 
 // By how much the rows of both tensors turn, where they lie alike; else 0.
 static uint32_t turn_of(const Params& p) {
@@ -326,10 +326,10 @@ static Channels how(const Params& p) {
 
 static int64_t workspace_bytes(const Params&) { return 0; }
 
-template <auto Kernel, int Block, typename... More>
-static void launch_tiles(const Params& p, index_t across, index_t down, stream_t stream, More... more) {
+template <auto Kernel, int Block>
+static void launch_tiles(const Params& p, index_t across, index_t down, stream_t stream) {
     const index_t ahead = tail_blocks<Block>(p);
-    launch<Kernel>(grid_of(ahead + p.batch * down * across, 1, 1, ahead + Divisor::kLimit), dim3(Block), stream, p, Divisor(across), Divisor(down), more...);
+    launch<Kernel>(grid_of(ahead + p.batch * down * across, 1, 1, ahead + Divisor::kLimit), dim3(Block), stream, p, Divisor(across), Divisor(down));
 }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
@@ -337,10 +337,13 @@ static void launch_stage(int, const Params& p, stream_t stream) {
     const Channels channels = how(p);
     if (channels == Channels::vectors) launch_tiles<fwd_raster, kBlock>(p, across, down, stream);
     if (channels == Channels::apart) {
-        if (const uint32_t turn = turn_of(p))
-            launch_tiles<turned, kBlock>(p, 1 + ceil_div(p.dim - kSpan, kAdvance), ceil_div(p.seqlen, kGroupsSteps), stream, turn);
-        else
-            launch_tiles<staged, kStagedBlock>(p, ceil_div(p.dim, kTile), ceil_div(p.seqlen, kSteps), stream);
+        const uint32_t turn = turn_of(p);
+        const index_t groups = 1 + ceil_div(p.dim - kSpan, kAdvance), rows = ceil_div(p.seqlen, kGroupsSteps);
+        if (turn == 0) launch_tiles<staged, kStagedBlock>(p, ceil_div(p.dim, kTile), ceil_div(p.seqlen, kSteps), stream);
+        if (turn == 1) launch_tiles<turned1, kBlock>(p, groups, rows, stream);
+        if (turn == 2) launch_tiles<turned2, kBlock>(p, groups, rows, stream);
+        if (turn == 3) launch_tiles<turned3, kBlock>(p, groups, rows, stream);
+        if (turn == 4) launch_tiles<turned4, kBlock>(p, groups, rows, stream);
     }
     if (channels == Channels::scattered) launch_tiles<scattered, kBlock>(p, across, down, stream);
 }

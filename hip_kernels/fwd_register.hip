@@ -63,8 +63,9 @@ __device__ inline void sum_sequences(const Parameters<1>& parameters, const acc_
         seen[0] = values[kHalo + i];
         acc_t sum = parameters.bias(0);
         for (int w = 0; w < kWidth; ++w) sum += parameters.weight(0, w) * seen[kHalo - w];
-        result[i] = sequences.is_padding(i) ? acc_t(0) : activate(sum);
+        result[i] = activate(sum);
     }
+    for (int i = 0; i < kRun; ++i) result[i] = sequences.is_padding(i) ? acc_t(0) : result[i];
 }
 
 // `count`: runs of all rows; `ahead`: blocks before those.

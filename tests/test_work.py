@@ -206,7 +206,10 @@ OUTPUTS: dict[str, tuple[int, int | None]] = {
     "fwd_register:scattered": (8, 4),
     "fwd_raster": (32, 16),
     "fwd_raster:staged": (32, 16),
-    "fwd_raster:turned": (32, None),  # of 16-bit elements alone
+    "fwd_raster:turned1": (32, None),  # of 16-bit elements alone
+    "fwd_raster:turned2": (32, None),
+    "fwd_raster:turned3": (32, None),
+    "fwd_raster:turned4": (32, None),
     "fwd_raster:scattered": (32, 16),
     "bwd_warp_walk": (32, 32),
     "bwd_warp_walk:few_turns": (32, 32),

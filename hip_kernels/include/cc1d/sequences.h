@@ -90,7 +90,7 @@ struct OwnIds {
     __device__ void share() {
         for (int i = 1; i <= kHalo; ++i) {
             const uint32_t below = shuffle_up(own.words[N - i], 1);
-            if (lane_id() > 0) before.words[kBefore - i] = below;
+            before.words[kBefore - i] = lane_id() == 0 ? before.words[kBefore - i] : below;
         }
     }
     // Whether step t + i, from t - (width - 2) on, is of the same sequence as the one before it. In a row's first step that is the initial state.
