@@ -16,6 +16,7 @@
 #include "cc1d/sequences.h"
 
 constexpr int kBlock = CC1D_BLOCK;
+constexpr int kFramedBlock = sizeof(elem_t) == 2 ? 2 * kBlock : kBlock;  // more at once from one place pays where rows end anywhere
 constexpr int kHalo = kWidth - 1;
 // Neighbouring elements of a thread: more where a run costs more than its elements, as in framed rows.
 constexpr int kLong = 2 * kVec, kShort = kVec * CC1D_VECTORS;
@@ -23,7 +24,7 @@ constexpr int kHaloPad = kHalo > kVec ? 2 * kVec : kVec;  // whole vectors that 
 static_assert(kHalo <= kShort && kHalo <= kHaloPad, "the halo lies in one run");
 static_assert(!kChannelLast, "rows run along the sequence");
 // With states as many threads to a multiprocessor as 48 registers allow; else the compiler's own choice is as good.
-constexpr int kMinBlocks = kStates && !kSeqIdx && kWidth <= 4 ? 1280 / kBlock : 0;
+constexpr int kMinThreads = kStates && !kSeqIdx && kWidth <= 4 ? 1280 : 0;
 using halo_t = Packed<elem_t, kHaloPad>;
 
 // The steps of the initial state that a run sees: in its halo, and at the front where its frame begins early. Both hold 0 there.
@@ -63,17 +64,17 @@ __device__ inline void sum_sequences(const Parameters<1>& parameters, const acc_
         seen[0] = values[kHalo + i];
         acc_t sum = parameters.bias(0);
         for (int w = 0; w < kWidth; ++w) sum += parameters.weight(0, w) * seen[kHalo - w];
-        result[i] = activate(sum);
+        result[i] = kStates && sequences.is_padding(i) ? acc_t(0) : activate(sum);  // with states, registers are too few for the other way
     }
-    for (int i = 0; i < kRun; ++i) result[i] = sequences.is_padding(i) ? acc_t(0) : result[i];
+    for (int i = 0; i < kRun; ++i) result[i] = !kStates && sequences.is_padding(i) ? acc_t(0) : result[i];
 }
 
 // `count`: runs of all rows; `ahead`: blocks before those.
-template <Rows kRows, int kRun>
+template <Rows kRows, int kRun, int kThreads>
 __device__ inline void convolve(const Params& p, const Divisor& runs, const Divisor& dims, uint32_t count, uint32_t ahead) {
     using run_t = Packed<elem_t, kRun>;
-    if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kBlock>(p);
-    const uint32_t place = (kTailBlocks ? blockIdx.x - ahead : blockIdx.x) * kBlock + threadIdx.x;
+    if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kThreads>(p);
+    const uint32_t place = (kTailBlocks ? blockIdx.x - ahead : blockIdx.x) * kThreads + threadIdx.x;
     const bool exists = place < count;  // the others stay for the shuffle, and do the first run again
     const uint32_t number = exists ? place : 0;
     const uint32_t row = runs(number), batch = dims(row), dim = row - batch * dims.d;
@@ -134,17 +135,15 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
     if (kStates && !kTailBlocks && exists && run.first() < run.last() && run.ends_row()) write_final_states(p, batch, dim);
 }
 
-extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void fwd_register(const Params p, const Divisor runs, const Divisor dims, uint32_t count, uint32_t ahead) {
-    convolve<Rows::aligned, kShort>(p, runs, dims, count, ahead);
+extern "C" __global__ __launch_bounds__(kBlock, kMinThreads / kBlock) void fwd_register(const Params p, const Divisor runs, const Divisor dims, uint32_t count, uint32_t ahead) {
+    convolve<Rows::aligned, kShort, kBlock>(p, runs, dims, count, ahead);
 }
-extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void framed(const Params p, const Divisor runs, const Divisor dims, uint32_t count, uint32_t ahead) {
-    convolve<Rows::framed, kLong>(p, runs, dims, count, ahead);
+extern "C" __global__ __launch_bounds__(kFramedBlock, kMinThreads / kFramedBlock) void framed(const Params p, const Divisor runs, const Divisor dims, uint32_t count, uint32_t ahead) {
+    convolve<Rows::framed, kLong, kFramedBlock>(p, runs, dims, count, ahead);
 }
-extern "C" __global__ __launch_bounds__(kBlock, kMinBlocks) void scattered(const Params p, const Divisor runs, const Divisor dims, uint32_t count, uint32_t ahead) {
-    convolve<Rows::scattered, kShort>(p, runs, dims, count, ahead);
+extern "C" __global__ __launch_bounds__(kBlock, kMinThreads / kBlock) void scattered(const Params p, const Divisor runs, const Divisor dims, uint32_t count, uint32_t ahead) {
+    convolve<Rows::scattered, kShort, kBlock>(p, runs, dims, count, ahead);
 }
-
-constexpr int64_t kMaxNumbers = int64_t{1} << 31;  // of runs: what Divisor divides
 
 #if CC1D_SEQ_IDX
 extern "C" __global__ __launch_bounds__(kBlock) void mark(const Params p) {
@@ -161,24 +160,24 @@ static int64_t workspace_bytes(const Params&) { return 0; }
 static void launch_marks(const Params&, stream_t) {}
 #endif
 
-template <auto Kernel>
+template <auto Kernel, int Block>
 static void launch_runs(const Params& p, index_t runs, stream_t stream) {
-    const index_t count = p.batch * p.dim * runs, ahead = tail_blocks<kBlock>(p);
-    const dim3 grid = grid_of(ahead + ceil_div(count, kBlock), 1, 1, ahead + kMaxNumbers / kBlock);
+    const index_t count = p.batch * p.dim * runs, ahead = tail_blocks<Block>(p);
+    const dim3 grid = grid_of(ahead + ceil_div(count, Block), 1, 1, ahead + Divisor::kLimit / Block);
     if (kSeqIdx && Kernel != fwd_register) {
         launch_marks(p, stream);
-        launch_behind<Kernel>(grid, dim3(kBlock), stream, p, Divisor(runs), Divisor(p.dim), static_cast<uint32_t>(count), static_cast<uint32_t>(ahead));
+        launch_behind<Kernel>(grid, dim3(Block), stream, p, Divisor(runs), Divisor(p.dim), static_cast<uint32_t>(count), static_cast<uint32_t>(ahead));
     } else {
-        launch<Kernel>(grid, dim3(kBlock), stream, p, Divisor(runs), Divisor(p.dim), static_cast<uint32_t>(count), static_cast<uint32_t>(ahead));
+        launch<Kernel>(grid, dim3(Block), stream, p, Divisor(runs), Divisor(p.dim), static_cast<uint32_t>(count), static_cast<uint32_t>(ahead));
     }
 }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
     RowPlan plan = rows_of<kShort, kLong>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, {p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride}});
     if (kSeqIdx && plan.rows == Rows::aligned && !OwnIds<kShort>::takes(p)) plan = {Rows::framed, ceil_div(p.seqlen, kLong)};
-    if (plan.rows == Rows::aligned) launch_runs<fwd_register>(p, plan.runs, stream);
-    if (plan.rows == Rows::framed) launch_runs<framed>(p, plan.runs, stream);
-    if (plan.rows == Rows::scattered) launch_runs<scattered>(p, plan.runs, stream);
+    if (plan.rows == Rows::aligned) launch_runs<fwd_register, kBlock>(p, plan.runs, stream);
+    if (plan.rows == Rows::framed) launch_runs<framed, kFramedBlock>(p, plan.runs, stream);
+    if (plan.rows == Rows::scattered) launch_runs<scattered, kBlock>(p, plan.runs, stream);
 }
 
 CC1D_EXPORT("conv")
