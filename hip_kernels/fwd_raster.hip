@@ -3,8 +3,9 @@
 // With the channels contiguous, no lane needs what another has. A thread takes a few neighbouring channels (8 bytes) of
 // `steps` steps, loads those and the `width - 1` before them at once, and never loops: what hides the latency is the
 // number of loads in flight and the number of threads, not a walk. The steps before the tile were just read by the
-// neighbouring tile, so they come from L1 or L2. Rows of channels that begin anywhere a block brings to shared memory in the
-// aligned vectors that hold them. The first tile of a row takes its initial state, and the last one writes the final state.
+// neighbouring tile, so they come from L1 or L2. Rows of 16-bit channels that begin anywhere, but alike in x and out, move in aligned
+// vectors, which lanes shift by what their neighbours hold (turned.h); others a block brings to shared memory. The first tile of a
+// row takes its initial state, and the last one writes the final state.
 //
 //            channels ->
 //   x      [ halo: width - 1 steps   ]      cache
@@ -51,8 +52,8 @@ struct Steps {
 };
 
 // Every step of a tile: `at(row, i)` is channel i, after `enter(row)`, and `store(step, results)` gets its channels.
-template <bool kMasked, typename Parameters, typename Enter, typename At, typename Store>
-__device__ inline void convolve(const Parameters& parameters, const Sequences<kSteps>& sequences, Enter enter, At at, Store store) {
+template <bool kMasked, typename Taps, typename Enter, typename At, typename Store>
+__device__ inline void convolve(const Taps& parameters, const Sequences<kSteps>& sequences, Enter enter, At at, Store store) {
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
         enter(row);
@@ -72,8 +73,8 @@ __device__ inline void convolve(const Parameters& parameters, const Sequences<kS
 }
 
 // In most tiles no sequence begins. With states, too, two copies of the loop would spill scalar registers.
-template <typename Parameters, typename Enter, typename At, typename Store>
-__device__ inline void convolve(const Parameters& parameters, const Sequences<kSteps>& sequences, Enter enter, At at, Store store) {
+template <typename Taps, typename Enter, typename At, typename Store>
+__device__ inline void convolve(const Taps& parameters, const Sequences<kSteps>& sequences, Enter enter, At at, Store store) {
     if (kSeqIdx && (kStates || !sequences.is_one())) convolve<kSeqIdx>(parameters, sequences, enter, at, store);
     else convolve<false>(parameters, sequences, enter, at, store);
 }
@@ -282,7 +283,11 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
         convolve_rest(p, batch, steps, sequences, [&](int step) { return starts ? 0 : channel(step, stored_of(step).end); },
                       [&](int step) { return starts ? channel(step, stored_of(step).begin) : p.dim; });
     }
-    if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) write_final_states(p, batch, dim, kFour);
+    if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) {
+        write_final_states(p, batch, dim, kFour);
+        if (starts && lane < dim0) write_final_states(p, batch, lane);
+        if (ends && dim0 + kSpan + lane < p.dim) write_final_states(p, batch, dim0 + kSpan + lane);
+    }
 }
 
 template <int kTurn>
@@ -305,7 +310,7 @@ __device__ inline void convolve_turned(const Params& p, const Divisor& by_across
     }
 }
 
-// A kernel each: in one of all four the way of a block lay 3 % further apart.
+// A kernel each: one that asks for the turn is 1 % slower.
 extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned1(const Params p, const Divisor by_across, const Divisor by_down) { convolve_turned<1>(p, by_across, by_down); }
 extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned2(const Params p, const Divisor by_across, const Divisor by_down) { convolve_turned<2>(p, by_across, by_down); }
 extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned3(const Params p, const Divisor by_across, const Divisor by_down) { convolve_turned<3>(p, by_across, by_down); }

@@ -51,6 +51,17 @@ def test_variant_is_right_where_x_and_out_lie_otherwise(variant: variants.Varian
         _assert_ok(variant, case)
 
 
+@pytest.mark.parametrize(
+    ("features", "arch"), [((), ""), (("states",), "wave64"), (("seq_idx",), ""), (("states", "seq_idx"), "wave64")]
+)
+def test_rows_of_channels_are_right_however_they_turn(features: tuple[str, ...], arch: str) -> None:
+    """Strides of 1, 2, 3 and 4 modulo 4, the last an element behind a boundary; the first and last steps, too."""
+    more = dict.fromkeys(features, True)
+    for dim, view in ((513, "contiguous"), (514, "contiguous"), (515, "contiguous"), (515, "misaligned")):
+        case = Case(1, dim, 75, dtype="bfloat16", layout="channel_last", view=view, activation="silu", **more)
+        _assert_ok(variants.get("fwd_raster"), case, arch)
+
+
 @pytest.mark.parametrize("arch", ["wave64", "wave32_gfx12"])
 @pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)
 def test_variant_is_right_at_every_wave_size(variant: variants.Variant, arch: str) -> None:

@@ -2,7 +2,8 @@
 //
 // One comparison a step gives `differs`; that a step sees the one d before it is then an AND of d shifted copies for all steps at
 // once. states.h says what a sequence is. Where the lanes of a wave hold the same steps, each compares one, and they vote. Where
-// each has its own, on vectors of seq_idx, it reads them; elsewhere a kernel of its own writes the bits first.
+// each has its own, on vectors of seq_idx, it reads them; elsewhere a kernel of its own writes the bits first. A thread that goes
+// from step to step carries on what it sees, and needs `follows` alone: whether a step is of the sequence of the one before it.
 //
 //   seq_idx    . 5 5 5 7 7 8 8 .
 //   differs      . 0 0 1 0 1 0            a sequence begins
