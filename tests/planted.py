@@ -178,7 +178,13 @@ BUGS = (
         "shuffle_up(own.words[N - 1], 1)",
         **_OWN,
     ),
-    _bug("the first lane does not look back", "fwd_register", "if (lane_id() > 0) before", "before", **_OWN),
+    _bug(
+        "the first lane does not look back",
+        "fwd_register",
+        "lane_id() == 0 ? before.words[kBefore - i] : below",
+        "below",
+        **_OWN,
+    ),
     _bug("padding of -1 computed", "fwd_register", "own.words[i]) < 0", "own.words[i]) < -1", **_OWN),
     _bug(
         "one step back seen across a beginning",
