@@ -18,7 +18,7 @@ from cc1d_lab.errors import CheckError, WorkerError
 from cc1d_lab.ops import launch, trust
 
 X, WEIGHT, BIAS = torch.randn(2, 6, 50), torch.randn(6, 4), torch.randn(6)
-WRONG = "sum += parameters.weight(0, w) * values[i + w];", "sum += values[i + w];"
+WRONG = " " * 12 + "acc_t sum = parameters.bias(0);", "acc_t sum = 0;"  # where no sequences are packed
 CRASH = "const bool exists = ", "*reinterpret_cast<volatile int*>(8) = 1; const bool exists = "
 
 
