@@ -35,23 +35,13 @@ __device__ inline To bits_as(const From& from) {
     return to;
 }
 
-template <typename T>
-struct ByteLike {
-    using type = char;
-};
-template <typename T>
-struct ByteLike<const T> {
-    using type = const char;
-};
-
 // Bytes from an element to the one `stride` elements on, hidden from the compiler: what it knows to be the same for all threads it multiplies
 // and adds anew for each address, where a thread had only to go on by it.
 __device__ inline int64_t step_bytes(int64_t stride) { return opaque(stride * static_cast<int64_t>(sizeof(elem_t))); }
 
 template <typename T>
 __device__ inline T* bytes_on(T* p, int64_t bytes) {
-    using byte_t = typename ByteLike<T>::type;
-    return reinterpret_cast<T*>(reinterpret_cast<byte_t*>(p) + bytes);
+    return reinterpret_cast<T*>(const_cast<char*>(reinterpret_cast<const char*>(p)) + bytes);
 }
 
 // 32 bits of the 64 in two words, from bit `by` on, which is 32 at most.
