@@ -2,7 +2,8 @@
 
 A manifest is a JSON file beside the ELF. It names, for one case, every launch in order: kernel (the symbol in the ELF),
 grid, block, shared memory, and each argument by its offset in the kernarg segment, as the ELF's metadata states it. A
-scalar has its value, a pointer its role and byte size, also where it lies inside the struct Params.
+scalar has its value, a pointer its role and byte size, also where it lies inside a struct: Params by its fields, others
+word by word.
 
 Where the numbers come from: the launcher itself. It runs on the CPU twin of the arch (same wave, same constants) with
 tensors of the case; the emulation tells of each launch instead of executing it.
@@ -178,13 +179,12 @@ class _Memory:
         role = self.roles[address]
         return {"role": role, "bytes": _span(self.tensors[role])}
 
-    def without_pointers(self, data: bytes) -> bytes:
-        """`data`, unless an address hides in it, which a loader would not know to replace."""
-        words = [int.from_bytes(data[i : i + 8], "little") for i in range(0, len(data) - 7, 4)]
-        hidden = [self.roles[word] for word in words if word in self.roles]
-        if hidden:
-            raise CodeObjectError(f"a launch passes {', '.join(hidden)} inside a struct: pass pointers in Params")
-        return data
+    def holds_pointers(self, data: bytes) -> bool:
+        """Whether an address lies in `data`, at a multiple of 8. CodeObjectError when one lies elsewhere."""
+        found = {i for i in range(0, len(data) - 7, 4) if int.from_bytes(data[i : i + 8], "little") in self.roles}
+        if any(i % 8 for i in found):
+            raise CodeObjectError("a launch passes a pointer that is not aligned to 8 bytes inside a struct")
+        return bool(found)
 
 
 def _launch(stage: str, told: Record, codes: Mapping[str, KernelCode], memory: _Memory) -> dict[str, Any]:
@@ -224,15 +224,29 @@ def _contradictions(told: Record, code: KernelCode | None) -> Iterator[str]:
 
 
 def _value(offset: int, kind: str, data: bytes, memory: _Memory) -> dict[str, Any]:
-    """What an argument at `offset` holds: a value, a role, the fields of Params, or the bytes of another struct."""
+    """What an argument at `offset` holds: a value, a role, the fields of a struct with pointers, or its bytes."""
     if kind == "pointer":
         return memory.pointer(int.from_bytes(data, "little"))
     if kind == "struct" and len(data) == ctypes.sizeof(kernel.Params):
         return {"fields": list(_fields(offset, data, memory))}
+    if kind == "struct" and memory.holds_pointers(data):
+        return {"fields": list(_words(offset, data, memory))}
     if kind == "struct":
-        return {"bytes": memory.without_pointers(data).hex()}
+        return {"bytes": data.hex()}
     form = {"integer": {4: "<i", 8: "<q"}, "real": {4: "<f", 8: "<d"}}[kind][len(data)]
     return {"value": struct.unpack(form, data)[0]}
+
+
+def _words(offset: int, data: bytes, memory: _Memory) -> Iterator[dict[str, Any]]:
+    """A struct by words of 8 bytes, the last perhaps of 4: pointers with their role, all else as integers."""
+    for at in range(0, len(data), 8):
+        word = data[at : at + 8]
+        entry = {"name": f"word {at // 8}", "offset": offset + at, "size": len(word)}
+        address = int.from_bytes(word, "little")
+        if address in memory.roles:
+            yield {**entry, "type": "pointer", **memory.pointer(address)}
+        else:
+            yield {**entry, "type": "integer", "value": int.from_bytes(word, "little", signed=True)}
 
 
 def _fields(offset: int, data: bytes, memory: _Memory) -> Iterator[dict[str, Any]]:

@@ -5,8 +5,7 @@
 
 constexpr int kBlock = CC1D_BLOCK;
 
-extern "C" __global__ __launch_bounds__(kBlock) void copy(const Params p) {
-    const index_t n = p.batch * p.dim * p.seqlen;  // x and out are contiguous
+extern "C" __global__ __launch_bounds__(kBlock) void copy(const Params p, index_t n) {
     const index_t i = (index_t(blockIdx.x) * kBlock + threadIdx.x) * kVec;
     const elem_t* x = static_cast<const elem_t*>(p.x);
     elem_t* out = static_cast<elem_t*>(p.out);
@@ -18,7 +17,8 @@ extern "C" __global__ __launch_bounds__(kBlock) void copy(const Params p) {
 static int64_t workspace_bytes(const Params&) { return 0; }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
-    launch<copy>(grid_of(ceil_div(p.batch * p.dim * p.seqlen, kBlock * kVec)), dim3(kBlock), stream, p);
+    const index_t n = p.batch * p.dim * p.seqlen;  // x and out are contiguous
+    launch<copy>(grid_of(ceil_div(n, kBlock * kVec)), dim3(kBlock), stream, p, n);
 }
 
 CC1D_EXPORT("copy")

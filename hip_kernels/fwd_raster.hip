@@ -25,6 +25,7 @@ constexpr int kDown = kBlock / kAcross;   // threads below one another along the
 constexpr int kHalo = kWidth - 1, kRows = kHalo + kSteps;
 constexpr int kResident = CC1D_RESIDENT;  // threads that are to fit on a multiprocessor: bounds the registers
 constexpr int kLanes = CC1D_BYTES / sizeof(elem_t);  // channels of a thread
+constexpr bool kTogether = sizeof(elem_t) == 4 && !kStates && !kSeqIdx;  // how weight and bias are loaded; else the compiler's order is worse for it
 static_assert(kChannelLast, "a thread's channels lie side by side");
 static_assert(kAcross % 32 == 0, "32 lanes share their steps");
 
@@ -102,7 +103,9 @@ __device__ inline void convolve(const Params& p, const Divisor& by_across, const
     VotedMarks marks;
     if constexpr (kSeqIdx) marks.load(p, batch, steps.first);
     Parameters<kLanes> parameters;
-    parameters.load(p, exists ? own.dim : 0, kHow == Channels::vectors ? kLanes : own.count, own.kStep);
+    const index_t dim = exists ? own.dim : 0;
+    if constexpr (kHow == Channels::vectors && kTogether) parameters.load_together(static_cast<const weight_t*>(p.weight), static_cast<const weight_t*>(p.bias), dim);
+    else parameters.load(p, dim, kHow == Channels::vectors ? kLanes : own.count, own.kStep);
 
     Sequences<kSteps> sequences;
     if constexpr (kSeqIdx) sequences.find(marks);
@@ -125,13 +128,17 @@ extern "C" __global__ __launch_bounds__(kBlock) void scattered(const Params p, c
 
 // --- rows of channels that begin anywhere --------------------------------------------------------
 
-constexpr int kStagedBlock = 128;             // threads, side by side along the channels
-constexpr int kTile = kStagedBlock * kLanes;  // channels of a block: those of a thread lie kStagedBlock apart
-using Frame = ChannelFrame<kTile>;
-constexpr int kAtOnce = kStagedBlock / Frame::kWhole;  // rows that a block moves at once
 // Stores go by shared memory, too, where two of a wave that meet within 32 bytes cost more than that: not for 16-bit elements, whose
 // stores are bound by instructions.
 constexpr bool kStagesOut = sizeof(elem_t) > 2;
+template <int kThreads>
+constexpr int kFrameBytes = (kRows + (kStagesOut ? kSteps : 1)) * sizeof(ChannelFrame<kThreads * kLanes>);
+// Threads, side by side along the channels. The wider a block, the fewer ends of its rows: where two of them fit.
+constexpr bool kWideBlock = kStagesOut && !kWide && !kStates && !kSeqIdx && 2 * kFrameBytes<256> <= kSharedBytes;
+constexpr int kStagedBlock = kWideBlock ? 256 : 128;
+constexpr int kTile = kStagedBlock * kLanes;  // channels of a block: those of a thread lie kStagedBlock apart
+using Frame = ChannelFrame<kTile>;
+constexpr int kAtOnce = kStagedBlock / Frame::kWhole;  // rows that a block moves at once
 constexpr int kStagedResident = kWide || kStates || kSeqIdx ? kResident - kStagedBlock : 1024;
 static_assert(kRows <= kStagedBlock && kSteps % kAtOnce == 0, "rows are dealt out to threads");
 
@@ -255,7 +262,7 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
     VotedMarks marks;
     if constexpr (kSeqIdx) marks.load(p, batch, steps.first);
     Parameters<kFour> parameters;
-    parameters.load(p, dim);
+    parameters.load_pairs(static_cast<const weight_t*>(p.weight), static_cast<const weight_t*>(p.bias), dim);
     Sequences<kSteps> sequences;
     if constexpr (kSeqIdx) sequences.find(marks);
 
@@ -320,13 +327,15 @@ extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned4(const Params p
 static uint32_t turn_of(const Params& p) {
     const index_t strides = p.x_seq_stride - p.out_seq_stride, batches = p.x_batch_stride - p.out_batch_stride;
     const auto apart = (reinterpret_cast<uintptr_t>(p.x) - reinterpret_cast<uintptr_t>(p.out)) / sizeof(elem_t);
-    if (!kTurns || p.dim < 2 * kSpan || strides % kFour || batches % kFour || apart % kFour) return 0;
+    if (!kTurns || p.dim < 2 * kSpan || strides % kFour || batches % kFour || apart % kFour || !Parameters<kLanes>::are_together(p)) return 0;
     return kFour - static_cast<uint32_t>(-static_cast<uint64_t>(p.x_seq_stride)) % kFour;
 }
 
 static Channels how(const Params& p) {
-    return channels_of<kLanes, kAcross>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
-                                           {p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride}});
+    const Channels channels = channels_of<kLanes, kAcross>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
+                                                               {p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride}});
+    if (channels != Channels::vectors || !kTogether || Parameters<kLanes>::are_together(p)) return channels;
+    return p.dim >= kAcross * kLanes ? Channels::apart : Channels::scattered;
 }
 
 static int64_t workspace_bytes(const Params&) { return 0; }

@@ -91,7 +91,8 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
     constexpr bool kLate = kRows == Rows::scattered;  // scalar registers are few there
     if constexpr (kStates && !kLate) initial.load(p, batch, dim, run.t);
     Parameters<1> parameters;
-    parameters.load(p, dim);
+    if constexpr (kRows == Rows::aligned) parameters.load_together(static_cast<const weight_t*>(p.weight), static_cast<const weight_t*>(p.bias), dim);
+    else parameters.load(p, dim);
     MarksAt marks;
     OwnIds<kRun> ids;
     if constexpr (kSeqIdx && kRows == Rows::aligned) {
@@ -174,7 +175,8 @@ static void launch_runs(const Params& p, index_t runs, stream_t stream) {
 
 static void launch_stage(int, const Params& p, stream_t stream) {
     RowPlan plan = rows_of<kShort, kLong>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, {p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride}});
-    if (kSeqIdx && plan.rows == Rows::aligned && !OwnIds<kShort>::takes(p)) plan = {Rows::framed, ceil_div(p.seqlen, kLong)};
+    const bool together = Parameters<1>::are_together(p) && (!kSeqIdx || OwnIds<kShort>::takes(p));
+    if (plan.rows == Rows::aligned && !together) plan = {Rows::framed, ceil_div(p.seqlen, kLong)};
     if (plan.rows == Rows::aligned) launch_runs<fwd_register, kBlock>(p, plan.runs, stream);
     if (plan.rows == Rows::framed) launch_runs<framed, kFramedBlock>(p, plan.runs, stream);
     if (plan.rows == Rows::scattered) launch_runs<scattered, kBlock>(p, plan.runs, stream);

@@ -13,25 +13,45 @@
 
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kLanes = CC1D_CHANNELS;  // of a thread
+constexpr int kFewer = kLanes > 2 ? kLanes / 2 : kLanes;  // with a state of width steps, whose channel is a word or more
 constexpr int kHalo = kWidth - 1;
-using lanes_t = Packed<elem_t, kLanes>;
 
-// One step with a state of `kSteps`.
-template <int kSteps>
-__device__ inline void step(const Params& p, index_t batch, index_t dim) {
-    using state_t = Packed<elem_t, kLanes * kSteps>;
-    elem_t* out = static_cast<elem_t*>(p.out) + batch * p.out_batch_stride + dim;
-    const index_t row = state_of(p, batch);
-    if (row < 0) return lanes_t::zero().store(out);
-    elem_t* place = static_cast<elem_t*>(p.conv_state) + row * p.conv_state_batch_stride + dim * kSteps;
+// What is needed of Params, side by side: a thread waits for each line of its arguments, and a call is over in two microseconds.
+struct Step {
+    const elem_t* x;
+    const weight_t *weight, *bias;
+    elem_t *out, *conv_state;
+    const int32_t* indices;
+    index_t x_stride, out_stride, state_stride;  // of a batch element
+    uint32_t batch, states;
+
+    explicit Step(const Params& p)
+        : x(static_cast<const elem_t*>(p.x)), weight(static_cast<const weight_t*>(p.weight)), bias(static_cast<const weight_t*>(p.bias)),
+          out(static_cast<elem_t*>(p.out)), conv_state(static_cast<elem_t*>(p.conv_state)), indices(static_cast<const int32_t*>(p.conv_state_indices)),
+          x_stride(p.x_batch_stride), out_stride(p.out_batch_stride), state_stride(p.conv_state_batch_stride),
+          batch(static_cast<uint32_t>(p.batch)), states(static_cast<uint32_t>(p.state_count)) {}
+};
+
+// A state of `kSteps`, `N` channels a thread. `groups`: of N channels, in a row.
+template <int kSteps, int N, bool kIndexed>
+__device__ inline void update(const Step& s, const Divisor& groups) {
+    using lanes_t = Packed<elem_t, N>;
+    using state_t = Packed<elem_t, N * kSteps>;
+    const uint32_t i = blockIdx.x * kBlock + threadIdx.x, batch = groups(i);
+    if (batch >= s.batch) return;
+    const index_t dim = index_t(i - batch * groups.d) * N;
+    elem_t* out = s.out + batch * s.out_stride + dim;
+    const uint32_t row = kIndexed ? static_cast<uint32_t>(s.indices[batch]) : batch;
+    if (row >= s.states) return lanes_t::zero().store(out);  // padding is -1
+    elem_t* place = s.conv_state + row * s.state_stride + dim * kSteps;
     const state_t state = state_t::load(place);
-    const lanes_t x = lanes_t::load(static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim);
-    Parameters<kLanes> parameters;
-    parameters.load(p, dim);
+    const lanes_t x = lanes_t::load(s.x + batch * s.x_stride + dim);
+    Parameters<N> parameters;
+    parameters.load_together(s.weight, s.bias, dim);
 
-    acc_t result[kLanes];
+    acc_t result[N];
     auto moved = state_t::zero();
-    for (int i = 0; i < kLanes; ++i) {
+    for (int i = 0; i < N; ++i) {
         acc_t sum = parameters.bias(i);
         for (int w = 0; w < kHalo; ++w) sum += parameters.weight(i, w) * state.at(i * kSteps + kSteps - kHalo + w);
         result[i] = activate(sum + parameters.weight(i, kHalo) * x.at(i));
@@ -41,14 +61,15 @@ __device__ inline void step(const Params& p, index_t batch, index_t dim) {
     moved.store(place);
 }
 
-// `groups`: of kLanes channels, in a row.
-extern "C" __global__ __launch_bounds__(kBlock) void update_words(const Params p, const Divisor groups) {
-    const uint32_t i = blockIdx.x * kBlock + threadIdx.x, batch = groups(i);
-    if (batch >= p.batch) return;
-    const index_t dim = index_t(i - batch * groups.d) * kLanes;
-    if (p.state_len == kWidth) step<kWidth>(p, batch, dim);
-    else if constexpr (kHalo > 0) step<kHalo>(p, batch, dim);
+// A kernel each: what a call does not have takes time to ask for, too.
+extern "C" __global__ __launch_bounds__(kBlock) void update_words(const Step s, const Divisor groups) {
+    if constexpr (kHalo > 0) update<kHalo, kLanes, false>(s, groups);
 }
+extern "C" __global__ __launch_bounds__(kBlock) void indexed_words(const Step s, const Divisor groups) {
+    if constexpr (kHalo > 0) update<kHalo, kLanes, true>(s, groups);
+}
+extern "C" __global__ __launch_bounds__(kBlock) void full_words(const Step s, const Divisor groups) { update<kWidth, kFewer, false>(s, groups); }
+extern "C" __global__ __launch_bounds__(kBlock) void indexed_full_words(const Step s, const Divisor groups) { update<kWidth, kFewer, true>(s, groups); }
 
 extern "C" __global__ __launch_bounds__(kBlock) void update_channel(const Params p) {
     const index_t i = index_t(blockIdx.x) * kBlock + threadIdx.x;
@@ -62,16 +83,24 @@ static bool is_plain(const Params& p) {
     const auto aligned = [](const void* first, index_t batch_stride) { return is_vector_aligned(static_cast<const elem_t*>(first), batch_stride); };
     const bool step = p.seqlen == 1 && !p.cache_seqlens && (p.state_len == kWidth || (kHalo > 0 && p.state_len == kHalo));
     const bool dense = p.x_dim_stride == 1 && p.out_dim_stride == 1 && p.conv_state_seq_stride == 1 && p.conv_state_dim_stride == p.state_len;
-    return step && dense && p.dim % kLanes == 0 && p.weight_dim_stride == kWidth && p.weight_width_stride == 1 && aligned(p.x, p.x_batch_stride) &&
-           aligned(p.out, p.out_batch_stride) && aligned(p.conv_state, p.conv_state_batch_stride) && p.batch * p.dim < (int64_t{1} << 31);
+    constexpr int64_t kLimit = int64_t{1} << 31;
+    return step && dense && p.dim % kLanes == 0 && Parameters<kLanes>::are_together(p) && aligned(p.x, p.x_batch_stride) &&
+           aligned(p.out, p.out_batch_stride) && aligned(p.conv_state, p.conv_state_batch_stride) && p.batch * p.dim < kLimit && p.state_count < kLimit;
 }
 
 static int64_t workspace_bytes(const Params&) { return 0; }
 
+template <auto Kernel, int N>
+static void launch_words(const Params& p, stream_t stream) {
+    const index_t groups = p.dim / N;
+    launch<Kernel>(grid_of(ceil_div(groups * p.batch, kBlock)), dim3(kBlock), stream, Step(p), Divisor(groups));
+}
+
 static void launch_stage(int, const Params& p, stream_t stream) {
-    const index_t groups = p.dim / kLanes;
-    if (is_plain(p)) launch<update_words>(grid_of(ceil_div(groups * p.batch, kBlock)), dim3(kBlock), stream, p, Divisor(groups));
-    else launch<update_channel>(grid_of(ceil_div(p.batch * p.dim, kBlock)), dim3(kBlock), stream, p);
+    const bool full = p.state_len == kWidth;
+    if (!is_plain(p)) return launch<update_channel>(grid_of(ceil_div(p.batch * p.dim, kBlock)), dim3(kBlock), stream, p);
+    if (p.conv_state_indices) return full ? launch_words<indexed_full_words, kFewer>(p, stream) : launch_words<indexed_words, kLanes>(p, stream);
+    return full ? launch_words<full_words, kFewer>(p, stream) : launch_words<update_words, kLanes>(p, stream);
 }
 
 CC1D_EXPORT("update")

@@ -26,6 +26,7 @@ _ENDS = {"file": "include/cc1d/frame.h", "dtype": "bfloat16", "view": "misaligne
 _STAGED = {"dtype": "bfloat16", "dim": 133, "seqlen": 20}
 _APART = {"file": "include/cc1d/channels.h", **_STAGED}
 _TURNED = {"file": "include/cc1d/turned.h", "dim": 515, "seqlen": 75}
+_PAIRS = {"file": "include/cc1d/packed.h", "dtype": "bfloat16", "dim": 515, "seqlen": 75}
 _MARKED = {"file": "include/cc1d/sequences.h", **_PACKED}
 _ONE = {"file": "include/cc1d/sequences.h", "seq_idx": True}
 _GEMM = {"dtype": "float16", "seqlen": 37, "dim": 20}
@@ -232,6 +233,8 @@ BUGS = (
     _bug(
         "the rest a channel short", "fwd_raster", ".begin) : p.dim", ".begin) : p.dim - 1", **(_TURNED | {"file": ""})
     ),
+    _bug("weights of a tile's last channel", "fwd_raster", "take<Each>(words, (N - 1) * Each, from", "take<Each>(words, (N - 1) * Each, from - 1", **_PAIRS),
+    _bug("weights of two channels left out", "fwd_raster", "i + 2 <= N; i += 2", "i + 2 < N - 1; i += 2", **_PAIRS),
     _bug("lanes vote for the steps after theirs", "fwd_raster", "lane_id() % 32", "(lane_id() + 1) % 32", **_MARKED),
     _bug("step 0 begins a sequence", "fwd_raster", "follows = step > 0", "follows = step >= 0", **_MARKED),
     _bug("a sequence that begins in the tile overlooked", "fwd_raster", "same[kWidth - 1] &", "same[0] &", **_ONE),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -269,6 +270,42 @@ def test_an_impulse_shows_the_taps(variant: variants.Variant) -> None:
     x, weight, bias = _typed(variant, (torch.zeros(1, 3, 9), torch.tensor([[1.0, 2, 3, 4]] * 3), torch.zeros(3)))
     x[:, :, 2] = 1
     assert _conv(variant, x, weight, bias)[0, 1].tolist() == [0, 0, 4, 3, 2, 1, 0, 0, 0]
+
+
+def _lying_otherwise(weight: torch.Tensor, bias: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The same weight and bias: taps apart, channels apart, both, and off the boundaries of vectors."""
+    dim, width = weight.shape
+    yield weight.t().contiguous().t(), bias
+    yield torch.cat([weight, weight.flip(0)], 1)[:, :width], bias
+    yield torch.stack([weight, weight.flip(0)], 2).flatten(1)[:, ::2], bias
+    yield torch.cat([weight.new_zeros(1), weight.flatten()])[1:].view(dim, width), bias
+    yield weight, torch.cat([bias.new_zeros(1), bias])[1:]
+
+
+@pytest.mark.parametrize("dim", [16, 515])
+@each_kernel
+def test_weight_and_bias_may_lie_anyhow(variant: variants.Variant, dim: int) -> None:
+    g = torch.Generator().manual_seed(5)
+    x, weight, bias = _typed(variant, tuple(torch.randn(*n, generator=g) for n in ((2, dim, 64), (dim, 4), (dim,))))
+    usual = _conv(variant, x, weight, bias)
+    for other in _lying_otherwise(weight, bias):
+        assert torch.equal(_conv(variant, x, *other), usual), [t.stride() for t in other]
+
+
+@pytest.mark.parametrize("state_len", [3, 4])
+def test_weight_and_bias_of_a_decoding_step_may_lie_anyhow(state_len: int) -> None:
+    loaded = _loaded("update_words", Case(op="update", seqlen=1, dtype="bfloat16"))
+    g = torch.Generator().manual_seed(5)
+    shapes = ((3, 16, 1), (16, 4), (16,), (5, 16, state_len))
+    x, weight, bias, state = (torch.randn(*n, generator=g).bfloat16() for n in shapes)
+    for indices in (None, torch.tensor([4, -1, 0], dtype=torch.int32)):
+        results = []
+        for w, b in ((weight, bias), *_lying_otherwise(weight, bias)):
+            out, moved = torch.empty_like(x), state.clone()
+            kernel.bind(loaded, x, w, b, out, conv_state=moved, conv_state_indices=indices)()
+            results.append((out, moved))
+        assert not torch.equal(results[0][1], state)
+        assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(other, results[0], strict=True))
 
 
 def test_products_are_not_rounded_to_sixteen_bits() -> None:

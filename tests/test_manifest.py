@@ -377,7 +377,28 @@ def test_a_wrong_scalar_is_found(field: str) -> None:
     assert differences(NAIVE, found) == ["out"]
 
 
-HIDDEN = "struct Hidden { const void* p; };\n"
+HIDDEN = "struct Hidden { int n; const void* p; };\n"
+
+
+def with_struct(struct: str, value: str) -> dict[str, str]:
+    """Changes of fwd_naive: it takes a `Hidden`, too, and the weight's address from there."""
+    return {
+        'extern "C"': struct + 'extern "C"',
+        "fwd_naive(const Params p)": "fwd_naive(const Params p, const Hidden h)",
+        "static_cast<const weight_t*>(p.weight) + dim": "static_cast<const weight_t*>(h.p) + dim",
+        "stream, p);": f"stream, p, {value});",
+    }
+
+
+def test_a_pointer_inside_any_struct_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed_kernels(tmp_path, monkeypatch, "fwd_naive.hip", with_struct(HIDDEN, "Hidden{3, p.weight}"))
+    found = written(NAIVE)
+    number, pointer = found["launches"][0]["arguments"][1]["fields"]
+    assert (number["value"] % 2**32, pointer["role"]) == (3, "weight")
+    assert differences(NAIVE, found) == []
+    pointer["role"] = "bias"
+    pointer["bytes"] = found["buffers"]["bias"]["bytes"]
+    assert differences(NAIVE, found) == ["out"]
 
 
 @pytest.mark.parametrize(
@@ -386,12 +407,8 @@ HIDDEN = "struct Hidden { const void* p; };\n"
         ({"dim3(kBlock), s": "dim3(kBlock / 2), s"}, "128 threads a block, the code object states 256"),
         ({"stream, p);": "stream, [&] { Params q = p; q.x = &q; return q; }());"}, "where no argument of the call"),
         (
-            {
-                'extern "C"': HIDDEN + 'extern "C"',
-                "fwd_naive(const Params p)": "fwd_naive(const Params p, const Hidden)",
-                "stream, p);": "stream, p, Hidden{p.weight});",
-            },
-            "passes weight inside a struct",
+            with_struct(HIDDEN.replace("struct", "struct __attribute__((packed))"), "Hidden{3, p.weight}"),
+            "not aligned to 8 bytes inside a struct",
         ),
     ],
 )  # fmt: skip

@@ -164,6 +164,32 @@ struct Parameters {
     __device__ acc_t weight(int i, int w) const { return weights.at(i * kWidth + w); }
     __device__ acc_t bias(int i) const { return biases.at(i); }
 
+    // Whether all channels lie side by side, on the boundaries of vectors, as the next two ask. What is known before the launch they do
+    // not ask again: a branch between two loads takes as long as a tenth of a small call (DECISIONS 48).
+    static bool are_together(const Params& p) {
+        const auto on_boundary = [](const void* first) { return reinterpret_cast<uintptr_t>(first) % 16 == 0; };
+        return p.weight_width_stride == 1 && p.weight_dim_stride == kWidth && on_boundary(p.weight) && on_boundary(p.bias);
+    }
+
+    // Of `dim`, a multiple of N, and those beside it.
+    __device__ void load_together(const weight_t* weight, const weight_t* bias, index_t dim) {
+        weights = words_of<N * kWidth>(weight + dim * kWidth);
+        biases = bias ? words_of<N>(bias + dim) : words_t<N>::zero();
+    }
+
+    // Of any `dim`, odd or even for all threads alike, and those beside it: two from an even one on lie on their boundary.
+    __device__ void load_pairs(const weight_t* weight, const weight_t* bias, index_t dim) {
+        weights = words_t<N * kWidth>::zero();
+        biases = words_t<N>::zero();
+        if (dim % 2 == 0) {
+            take_pairs<kWidth, false>(weights, weight + dim * kWidth);
+            if (bias) take_pairs<1, false>(biases, bias + dim);
+        } else {
+            take_pairs<kWidth, true>(weights, weight + dim * kWidth);
+            if (bias) take_pairs<1, true>(biases, bias + dim);
+        }
+    }
+
     // Of channels `dim`, `dim + step`, ..., of which the first `channels` exist; the others get the first one's. In wide accesses where
     // all lie side by side on their own alignment, or those of a channel do. The usual way is one branch for both: a compiler that has
     // one between two loads converts what the first brought before it, and the second waits.
@@ -194,6 +220,27 @@ struct Parameters {
     }
 
 private:
+    // `Each` elements of every channel, two channels at once; with kOdd the first and the last alone.
+    template <int Each, bool kOdd, typename Words>
+    __device__ static void take_pairs(Words& words, const weight_t* from) {
+        if (kOdd) take<Each>(words, 0, from);
+        for (int i = kOdd; i + 2 <= N; i += 2) take<2 * Each>(words, i * Each, from);
+        if (kOdd) take<Each>(words, (N - 1) * Each, from);
+    }
+    template <int M, typename Words>
+    __device__ static void take(Words& words, int i, const weight_t* from) {
+        const words_t<M> part = words_of<M>(from + i);
+        if (M % Words::kPerWord == 0 && i % Words::kPerWord == 0) words.set(i, part);
+        else for (int j = 0; j < M; ++j) words.put(i + j, part.get(j));
+    }
+    // In wide accesses, where `M` elements are whole words.
+    template <int M>
+    __device__ static words_t<M> words_of(const weight_t* from) {
+        if constexpr (M * sizeof(weight_t) % 4 == 0) return words_t<M>::load(from);
+        auto words = words_t<M>::zero();
+        for (int i = 0; i < M; ++i) words.put(i, from[i]);
+        return words;
+    }
     template <int M>
     __device__ static bool is_together(const weight_t* from) {
         return M * sizeof(weight_t) % 4 == 0 && reinterpret_cast<uintptr_t>(from) % sizeof(typename words_t<M>::raw_t) == 0;

@@ -81,6 +81,7 @@ template <>
 inline constexpr bool is_bfloat16<bfloat16> = true;
 
 constexpr int kWarp = CC1D_WARP;  // 64 on gfx9, 32 on gfx10 and later
+constexpr int kSharedBytes = 64 * 1024;  // of a compute unit; a block may have all of it
 constexpr bool kFewScalars = true;  // whether what is the same for all of a wave has registers of its own
 constexpr int64_t kMaxGridThreads = 0xffffffff;
 

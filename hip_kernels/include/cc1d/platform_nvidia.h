@@ -24,6 +24,7 @@ template <typename Raw>
 __device__ inline void store_raw(Raw* to, Raw v) { __stwb(to, v); }
 
 constexpr int kWarp = CC1D_WARP;
+constexpr int kSharedBytes = 96 * 1024;  // of a multiprocessor, at least; a block may have half
 constexpr bool kFewScalars = false;  // whether what is the same for all of a wave has registers of its own
 constexpr int64_t kMaxGridThreads = INT64_MAX;
 static_assert(kWarp == 32, "NVIDIA warps have 32 lanes");
