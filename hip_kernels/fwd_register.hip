@@ -175,6 +175,7 @@ static void launch_runs(const Params& p, index_t runs, stream_t stream) {
 
 static void launch_stage(int, const Params& p, stream_t stream) {
     RowPlan plan = rows_of<kShort, kLong>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, {p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride}});
+    // The kernel of aligned rows asks neither of weights nor of ids how they lie.
     const bool together = Parameters<1>::are_together(p) && (!kSeqIdx || OwnIds<kShort>::takes(p));
     if (plan.rows == Rows::aligned && !together) plan = {Rows::framed, ceil_div(p.seqlen, kLong)};
     if (plan.rows == Rows::aligned) launch_runs<fwd_register, kBlock>(p, plan.runs, stream);

@@ -233,7 +233,13 @@ BUGS = (
     _bug(
         "the rest a channel short", "fwd_raster", ".begin) : p.dim", ".begin) : p.dim - 1", **(_TURNED | {"file": ""})
     ),
-    _bug("weights of a tile's last channel", "fwd_raster", "take<Each>(words, (N - 1) * Each, from", "take<Each>(words, (N - 1) * Each, from - 1", **_PAIRS),
+    _bug(
+        "weights of a tile's last channel",
+        "fwd_raster",
+        "(words, (N - 1) * Each, from)",
+        "(words, (N - 1) * Each, from - 1)",
+        **_PAIRS,
+    ),
     _bug("weights of two channels left out", "fwd_raster", "i + 2 <= N; i += 2", "i + 2 < N - 1; i += 2", **_PAIRS),
     _bug("lanes vote for the steps after theirs", "fwd_raster", "lane_id() % 32", "(lane_id() + 1) % 32", **_MARKED),
     _bug("step 0 begins a sequence", "fwd_raster", "follows = step > 0", "follows = step >= 0", **_MARKED),
