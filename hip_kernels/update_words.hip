@@ -34,20 +34,20 @@ struct Step {
 
 // A state of `kSteps`, `N` channels a thread. `groups`: of N channels, in a row.
 template <int kSteps, int N, bool kIndexed>
-__device__ inline void update(const Step& s, const Divisor& groups) {
+__device__ inline void update(const Step& step, const Divisor& groups) {
     using lanes_t = Packed<elem_t, N>;
     using state_t = Packed<elem_t, N * kSteps>;
-    const uint32_t i = blockIdx.x * kBlock + threadIdx.x, batch = groups(i);
-    if (batch >= s.batch) return;
-    const index_t dim = index_t(i - batch * groups.d) * N;
-    elem_t* out = s.out + batch * s.out_stride + dim;
-    const uint32_t row = kIndexed ? static_cast<uint32_t>(s.indices[batch]) : batch;
-    if (row >= s.states) return lanes_t::zero().store(out);  // padding is -1
-    elem_t* place = s.conv_state + row * s.state_stride + dim * kSteps;
-    const state_t state = state_t::load(place);
-    const lanes_t x = lanes_t::load(s.x + batch * s.x_stride + dim);
+    const uint32_t place = blockIdx.x * kBlock + threadIdx.x, batch = groups(place);
+    if (batch >= step.batch) return;
+    const index_t dim = index_t(place - batch * groups.d) * N;
+    elem_t* out = step.out + batch * step.out_stride + dim;
+    const uint32_t row = kIndexed ? static_cast<uint32_t>(step.indices[batch]) : batch;
+    if (row >= step.states) return lanes_t::zero().store(out);  // padding is -1
+    elem_t* held = step.conv_state + row * step.state_stride + dim * kSteps;
+    const state_t state = state_t::load(held);
+    const lanes_t x = lanes_t::load(step.x + batch * step.x_stride + dim);
     Parameters<N> parameters;
-    parameters.load_together(s.weight, s.bias, dim);
+    parameters.load_together(step.weight, step.bias, dim);
 
     acc_t result[N];
     auto moved = state_t::zero();
@@ -58,18 +58,18 @@ __device__ inline void update(const Step& s, const Divisor& groups) {
         for (int s = 0; s < kSteps; ++s) moved.put(i * kSteps + s, s + 1 < kSteps ? state.get(i * kSteps + s + 1) : x.get(i));
     }
     lanes_t::from(result).store(out);
-    moved.store(place);
+    moved.store(held);
 }
 
 // A kernel each: what a call does not have takes time to ask for, too.
-extern "C" __global__ __launch_bounds__(kBlock) void update_words(const Step s, const Divisor groups) {
-    if constexpr (kHalo > 0) update<kHalo, kLanes, false>(s, groups);
+extern "C" __global__ __launch_bounds__(kBlock) void update_words(const Step step, const Divisor groups) {
+    if constexpr (kHalo > 0) update<kHalo, kLanes, false>(step, groups);
 }
-extern "C" __global__ __launch_bounds__(kBlock) void indexed_words(const Step s, const Divisor groups) {
-    if constexpr (kHalo > 0) update<kHalo, kLanes, true>(s, groups);
+extern "C" __global__ __launch_bounds__(kBlock) void indexed_words(const Step step, const Divisor groups) {
+    if constexpr (kHalo > 0) update<kHalo, kLanes, true>(step, groups);
 }
-extern "C" __global__ __launch_bounds__(kBlock) void full_words(const Step s, const Divisor groups) { update<kWidth, kFewer, false>(s, groups); }
-extern "C" __global__ __launch_bounds__(kBlock) void indexed_full_words(const Step s, const Divisor groups) { update<kWidth, kFewer, true>(s, groups); }
+extern "C" __global__ __launch_bounds__(kBlock) void full_words(const Step step, const Divisor groups) { update<kWidth, kFewer, false>(step, groups); }
+extern "C" __global__ __launch_bounds__(kBlock) void indexed_full_words(const Step step, const Divisor groups) { update<kWidth, kFewer, true>(step, groups); }
 
 extern "C" __global__ __launch_bounds__(kBlock) void update_channel(const Params p) {
     const index_t i = index_t(blockIdx.x) * kBlock + threadIdx.x;

@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("cc1d", deadline=None)  # a machine that is slow, or busy, breaks no law
+settings.load_profile("cc1d")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # torch threads that wait for one another keep the other from its core
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -206,7 +206,7 @@ def _problems(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     return tuple(torch.randn(*shape, generator=g) for shape in ((batch, dim, seqlen), (dim, 4), (dim,)))
 
 
-LAW = settings(max_examples=25, deadline=None)
+LAW = settings(max_examples=25)
 each_kernel = pytest.mark.parametrize("variant", KERNELS, ids=lambda v: v.name)
 
 

@@ -568,7 +568,7 @@ def test_any_strides_of_x_and_of_its_gradient(view: Callable[[torch.Tensor], tor
 
 # --- laws, bit for bit ----------------------------------------------------------------------------
 
-LAW = settings(max_examples=25, deadline=None)
+LAW = settings(max_examples=25)
 layouts = st.booleans()
 
 

@@ -66,7 +66,7 @@ template <>
 inline constexpr bool is_bfloat16<bfloat16> = true;
 
 constexpr int kWarp = CC1D_WARP;
-constexpr int kSharedBytes = 96 * 1024;  // as there
+constexpr int kSharedBytes = 96 * 1024;  // as on NVIDIA
 constexpr bool kFewScalars = false;  // whether what is the same for all of a wave has registers of its own
 constexpr int64_t kMaxGridThreads = INT64_MAX;
 using stream_t = void*;
