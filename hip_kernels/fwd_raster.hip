@@ -104,7 +104,7 @@ __device__ inline void convolve(const Params& p, const Divisor& by_across, const
     if constexpr (kSeqIdx) marks.load(p, batch, steps.first);
     Parameters<kLanes> parameters;
     const index_t dim = exists ? own.dim : 0;
-    if constexpr (kHow == Channels::vectors && kTogether) parameters.load_together(static_cast<const weight_t*>(p.weight), static_cast<const weight_t*>(p.bias), dim);
+    if constexpr (kHow == Channels::vectors && kTogether) parameters.load_together(p, dim);
     else parameters.load(p, dim, kHow == Channels::vectors ? kLanes : own.count, own.kStep);
 
     Sequences<kSteps> sequences;
@@ -262,7 +262,7 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
     VotedMarks marks;
     if constexpr (kSeqIdx) marks.load(p, batch, steps.first);
     Parameters<kFour> parameters;
-    parameters.load_pairs(static_cast<const weight_t*>(p.weight), static_cast<const weight_t*>(p.bias), dim);
+    parameters.load_pairs(p, dim);
     Sequences<kSteps> sequences;
     if constexpr (kSeqIdx) sequences.find(marks);
 

@@ -91,7 +91,7 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
     constexpr bool kLate = kRows == Rows::scattered;  // scalar registers are few there
     if constexpr (kStates && !kLate) initial.load(p, batch, dim, run.t);
     Parameters<1> parameters;
-    if constexpr (kRows == Rows::aligned) parameters.load_together(static_cast<const weight_t*>(p.weight), static_cast<const weight_t*>(p.bias), dim);
+    if constexpr (kRows == Rows::aligned) parameters.load_together(p, dim);
     else parameters.load(p, dim);
     MarksAt marks;
     OwnIds<kRun> ids;

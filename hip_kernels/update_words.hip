@@ -47,7 +47,7 @@ __device__ inline void update(const Step& step, const Divisor& groups) {
     const state_t state = state_t::load(held);
     const lanes_t x = lanes_t::load(step.x + batch * step.x_stride + dim);
     Parameters<N> parameters;
-    parameters.load_together(step.weight, step.bias, dim);
+    parameters.load_together(step, dim);
 
     acc_t result[N];
     auto moved = state_t::zero();

@@ -5,6 +5,7 @@ No AMD GPU is needed. Every check is a function that returns findings, and is it
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from cc1d_lab import backends, build, code_object, machine_code, occupancy, paths, variants
+from cc1d_lab import backends, build, code_object, kernel, machine_code, occupancy, paths, variants
 from cc1d_lab.case import DTYPES, LAYOUTS, Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.cli import main
@@ -80,11 +81,15 @@ def name_faults(kernels: list[Inspection], variant: variants.Variant) -> list[st
 
 
 def argument_faults(kernels: list[Inspection]) -> list[str]:
-    """A kernel takes structs, perhaps scalars, all by value, and nothing hidden: any loader can launch it."""
+    """A kernel takes Params or a `Step`, perhaps scalars, all by value, nothing hidden: any loader can launch it."""
+    steps = ("update_words", "indexed_words", "full_words", "indexed_full_words")
+    first = {name: code_object.Argument(0, 80, "by_value") for name in steps}
+    params = code_object.Argument(0, ctypes.sizeof(kernel.Params), "by_value")
     return [
         f"{i.kernel.name}: {i.kernel.kernarg_bytes} B, {i.kernel.arguments}"
         for i in kernels
-        if any(a.kind != "by_value" for a in i.kernel.arguments)
+        if i.kernel.arguments[0] != first.get(i.kernel.name, params)
+        or any(a.kind != "by_value" for a in i.kernel.arguments)
         or i.kernel.kernarg_bytes != i.kernel.arguments[-1].offset + i.kernel.arguments[-1].size
     ]
 

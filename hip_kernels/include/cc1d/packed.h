@@ -171,22 +171,25 @@ struct Parameters {
         return p.weight_width_stride == 1 && p.weight_dim_stride == kWidth && on_boundary(p.weight) && on_boundary(p.bias);
     }
 
-    // Of `dim`, a multiple of N, and those beside it.
-    __device__ void load_together(const weight_t* weight, const weight_t* bias, index_t dim) {
-        weights = words_of<N * kWidth>(weight + dim * kWidth);
-        biases = bias ? words_of<N>(bias + dim) : words_t<N>::zero();
+    // Of `dim`, a multiple of N, and those beside it. `p`: Params, or what else has weight and bias.
+    template <typename P>
+    __device__ void load_together(const P& p, index_t dim) {
+        weights = words_of<N * kWidth>(static_cast<const weight_t*>(p.weight) + dim * kWidth);
+        biases = p.bias ? words_of<N>(static_cast<const weight_t*>(p.bias) + dim) : words_t<N>::zero();
     }
 
     // Of any `dim`, odd or even for all threads alike, and those beside it: two from an even one on lie on their boundary.
-    __device__ void load_pairs(const weight_t* weight, const weight_t* bias, index_t dim) {
+    __device__ void load_pairs(const Params& p, index_t dim) {
+        const weight_t* weight = static_cast<const weight_t*>(p.weight) + dim * kWidth;
+        const weight_t* bias = static_cast<const weight_t*>(p.bias) + dim;
         weights = words_t<N * kWidth>::zero();
         biases = words_t<N>::zero();
         if (dim % 2 == 0) {
-            take_pairs<kWidth, false>(weights, weight + dim * kWidth);
-            if (bias) take_pairs<1, false>(biases, bias + dim);
+            take_pairs<kWidth, false>(weights, weight);
+            if (p.bias) take_pairs<1, false>(biases, bias);
         } else {
-            take_pairs<kWidth, true>(weights, weight + dim * kWidth);
-            if (bias) take_pairs<1, true>(biases, bias + dim);
+            take_pairs<kWidth, true>(weights, weight);
+            if (p.bias) take_pairs<1, true>(biases, bias);
         }
     }
 
