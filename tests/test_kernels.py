@@ -273,9 +273,10 @@ def test_an_impulse_shows_the_taps(variant: variants.Variant) -> None:
 
 
 def _lying_otherwise(weight: torch.Tensor, bias: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The same weight and bias: taps apart, channels apart, both, and off the boundaries of vectors."""
+    """The same weight and bias: taps apart (channels side by side, or a row apart), channels apart, both, off vectors."""
     dim, width = weight.shape
     yield weight.t().contiguous().t(), bias
+    yield torch.stack([weight.t(), *[weight.t().flip(0)] * (width - 1)], 2)[..., 0].t(), bias
     yield torch.cat([weight, weight.flip(0)], 1)[:, :width], bias
     yield torch.stack([weight, weight.flip(0)], 2).flatten(1)[:, ::2], bias
     yield torch.cat([weight.new_zeros(1), weight.flatten()])[1:].view(dim, width), bias
