@@ -48,7 +48,6 @@ class _Launch(ctypes.Structure):  # cc1d_emulation::Launch
         ("wave", ctypes.c_uint),
         ("run_threads", ctypes.c_void_p),
         ("touch_shared", ctypes.c_void_p),
-        ("kernel", ctypes.c_void_p),
         ("name", ctypes.c_char_p),
         ("arguments", ctypes.POINTER(_Argument)),
         ("argument_count", ctypes.c_uint),

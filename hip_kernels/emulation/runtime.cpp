@@ -182,14 +182,14 @@ Fibre* leave_thread(Worker& w) {
 // The shared arrays of a kernel are the thread-local block of its library. Filled with NaN before each block,
 // so that a kernel that reads what it never wrote gives itself away.
 struct SharedArrays {
-    const void* kernel;
+    const void* inside;  // an address in that library
     char* begin = nullptr;
     size_t bytes = 0;
 };
 
 int find_shared(dl_phdr_info* info, size_t, void* data) {
     auto& shared = *static_cast<SharedArrays*>(data);
-    const auto address = reinterpret_cast<uintptr_t>(shared.kernel);
+    const auto address = reinterpret_cast<uintptr_t>(shared.inside);
     bool mine = false;
     size_t bytes = 0;
     for (int i = 0; i < info->dlpi_phnum; ++i) {
@@ -263,7 +263,7 @@ void run_blocks(Grid& grid) {
     cc1d_block = &w->block;
     prepare(*w, grid.launch);
     grid.launch.touch_shared();
-    SharedArrays shared{grid.launch.kernel};
+    SharedArrays shared{grid.launch.name};
     dl_iterate_phdr(find_shared, &shared);
     const bool descending = schedule_order == 1;
     for (uint64_t begin; w->error.empty() && (begin = grid.next.fetch_add(grid.chunk)) < grid.blocks;)

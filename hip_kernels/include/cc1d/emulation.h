@@ -37,8 +37,7 @@ struct Launch {
     unsigned wave;                                        // lanes of a wave
     void (*run_threads)(const Launch&, Block&);           // begins threads of the block until none is left
     void (*touch_shared)();                               // makes this OS thread's copy of the shared arrays exist
-    const void* kernel;
-    const char* name;  // of the kernel, as in its symbol
+    const char* name;  // of the kernel, as in its symbol; it lies in the kernel's library
     const Argument* arguments;
     unsigned argument_count;
 };

@@ -21,7 +21,7 @@ CC1D_MATH(floor) CC1D_MATH(ceil) CC1D_MATH(rint) CC1D_MATH(tanh) CC1D_MATH(erf) 
 extern "C" float fmaf(float, float, float) noexcept;
 extern "C" double fma(double, double, double) noexcept;
 
-#define __global__
+#define __global__ inline __attribute__((always_inline))  // into the loop over the threads of a block, and compiled there alone
 #define __device__
 #define __host__
 #define __shared__ static thread_local
@@ -118,9 +118,9 @@ template <auto Kernel, typename... Args>
 struct Launcher<Kernel, void (*)(Args...)> {
     static constexpr KernelName kName = kernel_name<Kernel>();
 
-    // A direct call, so that the kernel is inlined into the loop over its threads: called, each would copy its Params.
+    // A direct call, inlined as the kernel is: else each thread would copy its Params.
     template <size_t... I>
-    static void call(const std::tuple<Args...>& arguments, std::index_sequence<I...>) {
+    __attribute__((always_inline)) static void call(const std::tuple<Args...>& arguments, std::index_sequence<I...>) {
         Kernel(std::get<I>(arguments)...);
     }
 
@@ -130,8 +130,8 @@ struct Launcher<Kernel, void (*)(Args...)> {
             std::tuple<Args...> args;
         };
         const Argument passed[] = {{&args, sizeof(Args), kind_of<Args>()}...};
-        Bound bound{{grid, block, kWarp, nullptr, nullptr, reinterpret_cast<const void*>(Kernel), kName.text, passed, sizeof...(Args)}, {args...}};
-        bound.run_threads = [](const Launch& launch, Block& block) __attribute__((flatten)) {
+        Bound bound{{grid, block, kWarp, nullptr, nullptr, kName.text, passed, sizeof...(Args)}, {args...}};
+        bound.run_threads = [](const Launch& launch, Block& block) {
             const auto& arguments = static_cast<const Bound&>(launch).args;
             while (block.start_next()) {
                 call(arguments, std::index_sequence_for<Args...>{});
