@@ -107,7 +107,7 @@ def _cpu_flags(arch: str) -> list[str]:
     wave, matrix = CPU_ARCHES[one_of("cpu arch", arch, CPU_ARCHES)]
     level = _cpu_features()[1]
     return [
-        *("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-fstack-clash-protection"),
+        *("-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-fstack-clash-protection"),
         "-ffp-contract=off",  # the same bits whatever the compiler makes of the loops around a sum
         "-DCC1D_BACKEND_CPU",
         *([f"-march={level}"] if level else []),
