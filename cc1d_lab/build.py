@@ -168,13 +168,12 @@ def _tree_digest(source: Path) -> str:
 
 
 def _headers(source: Path) -> list[Path]:
-    found: set[Path] = set()
-    waiting = [source]
+    include, found, waiting = kernels_dir() / "include", set[Path](), [source]
     while waiting:
-        folder = (file := waiting.pop()).parent
+        file = waiting.pop()
         names = re.findall(r'^\s*#\s*include\s*["<]([^">]+)[">]', file.read_text(), re.MULTILINE)
-        paths = [(at / name).resolve() for name in names for at in (folder, kernels_dir() / "include")]
-        fresh = {p for p in paths if p.is_file()} - found
+        paths = [at / name for name in names for at in (file.parent, include)]
+        fresh = {p.resolve() for p in paths if p.is_file()} - found
         found |= fresh
         waiting += fresh
     return sorted(found)
