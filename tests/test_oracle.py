@@ -13,6 +13,7 @@ from cc1d_lab.case import Case
 from cc1d_lab.cell import Cell
 from cc1d_lab.evaluation import ceiling_case, evaluate
 from cc1d_lab.oracle import truths
+from cc1d_lab.timing import Policy
 
 CASES = [
     Case(2, 5, 37, width, activation=activation, states=states, seq_idx=packed)
@@ -106,7 +107,7 @@ def test_kernels_of_the_op_pass(op: str, dtype: str, layout: str) -> None:
             cells = [
                 Cell(v.name, "cpu", one) for v in variants.select("all", op) if not variants.why_not(v, one, "cpu")
             ]
-            for row in evaluate(cells):
+            for row in evaluate(cells, Policy(warmup=0, min_samples=1, max_samples=1)):
                 assert row["status"] == "ok", f"{row['variant']} {one.title()}: {row['reason']}"
                 assert row["nan_stays"]
                 assert row["time_us_p50"] > 0
