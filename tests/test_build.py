@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,10 +29,26 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     build.emulation_runtime.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def built_runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CC1D_CACHE", str(tmp_path_factory.mktemp("runtime") / "cache"))
+        build.emulation_runtime.cache_clear()
+        return build.emulation_runtime().library.parents[1]
+
+
+@pytest.fixture
+def with_runtime(built_runtime: Path, cache: Path) -> None:
+    """The cache has the emulation's runtime already: most of what the first build takes."""
+    shutil.copytree(built_runtime, cache)
+    build.emulation_runtime.cache_clear()
+
+
 def _build(case: Case | None = None, **tunables: int) -> build.Built:
     return build.build(NAIVE, case or Case(), tunables, "cpu")
 
 
+@pytest.mark.usefixtures("with_runtime")
 def test_the_second_build_is_found_and_costs_nothing(cache: Path) -> None:
     first, second = _build(), _build()
     assert first.seconds > 0
@@ -40,6 +57,7 @@ def test_the_second_build_is_found_and_costs_nothing(cache: Path) -> None:
     assert {p.name for p in first.library.parent.iterdir()} >= {"kernel.so", "command.txt", "log.txt", "fwd_naive.hip"}
 
 
+@pytest.mark.usefixtures("with_runtime")
 def test_a_cell_compiles_within_a_second_and_a_half(cache: Path) -> None:
     _build()
     assert min(_build(Case(width=w)).seconds for w in (2, 3, 5)) < 1.5
@@ -56,11 +74,13 @@ def test_a_cell_compiles_within_a_second_and_a_half(cache: Path) -> None:
     ],
     ids=lambda d: next(iter(d)),
 )
+@pytest.mark.usefixtures("with_runtime")
 def test_what_is_compiled_in_changes_the_digest(other: dict[str, str]) -> None:
     assert build.build_key(Cell("fwd_naive", "cpu", Case())) != build.build_key(Cell("fwd_naive", "cpu", Case(**other)))
     assert _build().digest != _build(Case(**other)).digest
 
 
+@pytest.mark.usefixtures("with_runtime")
 def test_the_order_of_flags_changes_the_digest() -> None:
     """The last of two that contradict each other wins."""
     on, off = "-ffast-math", "-fno-fast-math"
@@ -70,10 +90,12 @@ def test_the_order_of_flags_changes_the_digest() -> None:
     assert built[0].digest != built[1].digest
 
 
+@pytest.mark.usefixtures("with_runtime")
 def test_sizes_and_seed_do_not_change_the_digest() -> None:
     assert _build(Case(batch=7, dim=3, seqlen=11, seed=5, bias=False, view="misaligned")).digest == _build().digest
 
 
+@pytest.mark.usefixtures("with_runtime")
 def test_what_a_case_fixes_reaches_the_kernel() -> None:
     wide = Case(1, 8, 9, width=8, dtype="bfloat16", layout="channel_last")
     command = build.build(variants.get("fwd_raster"), wide, {}, "cpu").library.with_name("command.txt").read_text()
@@ -82,6 +104,7 @@ def test_what_a_case_fixes_reaches_the_kernel() -> None:
         build.build(variants.get("fwd_raster"), wide, {"steps": 8}, "cpu")
 
 
+@pytest.mark.usefixtures("with_runtime")
 def test_a_header_changes_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
@@ -111,6 +134,7 @@ def test_a_header_changes_the_digest_of_what_includes_it(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "no manifest", "garbage manifest", "empty"])
+@pytest.mark.usefixtures("with_runtime")
 def test_a_damaged_entry_is_rebuilt(damage: str) -> None:
     library = _build().library
     whole = library.read_bytes()
