@@ -25,6 +25,7 @@ constexpr int kDown = kBlock / kAcross;   // threads below one another along the
 constexpr int kHalo = kWidth - 1, kRows = kHalo + kSteps;
 constexpr int kResident = CC1D_RESIDENT;  // threads that are to fit on a multiprocessor: bounds the registers
 constexpr int kLanes = CC1D_BYTES / sizeof(elem_t);  // channels of a thread
+using Results = Packed<elem_t, kLanes>;
 constexpr bool kTogether = sizeof(elem_t) == 4 && !kStates && !kSeqIdx;  // how weight and bias are loaded; else the compiler's order is worse for it
 static_assert(kChannelLast, "a thread's channels lie side by side");
 static_assert(kAcross % 32 == 0, "32 lanes share their steps");
@@ -52,25 +53,35 @@ struct Steps {
     __device__ bool has(int row) const { return row >= missing && row < kHalo + count; }
 };
 
-// Every step of a tile: `at(row, i)` is channel i, after `enter(row)`, and `store(step, results)` gets its channels.
+// Every step of a tile: `at(row, i)` is channel i, after `enter(row)`, and `store(step, results)` gets its channels. Of 16-bit elements those of one
+// word in all steps come before the next ones: fewer values and taps at a time, which take a register each, or a conversion again. Not with packed
+// sequences, whose masks serve all channels.
 template <bool kMasked, typename Taps, typename Enter, typename At, typename Store>
 __device__ inline void convolve(const Taps& parameters, const Sequences<kSteps>& sequences, Enter enter, At at, Store store) {
+    constexpr int kAtOnce = kWide || kSeqIdx || sizeof(elem_t) > 2 ? kLanes : Results::kPerWord;
+    Results results[kSteps];
 #pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-        enter(row);
-        const int step = row - kHalo;
-        if (step < 0) continue;
-        acc_t results[kLanes];
-        for (int i = 0; i < kLanes; ++i) {
-            acc_t sum = parameters.bias(i);
-            for (int w = 0; w < kWidth; ++w)
-                if (!kMasked || sequences.sees(step, kHalo - w)) sum += parameters.weight(i, w) * at(step + w, i);
-            results[i] = activate(sum);
+    for (int first = 0; first < kLanes; first += kAtOnce) {
+#pragma unroll
+        for (int row = 0; row < kRows; ++row) {
+            if (first == 0) enter(row);
+            const int step = row - kHalo;
+            if (step < 0) continue;
+            acc_t sums[kAtOnce];
+            for (int i = 0; i < kAtOnce; ++i) {
+                acc_t sum = parameters.bias(first + i);
+                for (int w = 0; w < kWidth; ++w)
+                    if (!kMasked || sequences.sees(step, kHalo - w)) sum += parameters.weight(first + i, w) * at(step + w, first + i);
+                sums[i] = activate(sum);
+            }
+            if constexpr (kMasked)  // apart from the sums, which would else wait for one another
+                for (int i = 0; i < kAtOnce; ++i) sums[i] = sequences.is_padding(step) ? acc_t(0) : sums[i];
+            results[step].template set<kAtOnce>(first, Packed<elem_t, kAtOnce>::from(sums));
+            if (kAtOnce == kLanes) store(step, results[step]);
         }
-        if constexpr (kMasked)  // apart from the sums, which would else wait for one another
-            for (int i = 0; i < kLanes; ++i) results[i] = sequences.is_padding(step) ? acc_t(0) : results[i];
-        store(step, results);
     }
+    if (kAtOnce < kLanes)
+        for (int step = 0; step < kSteps; ++step) store(step, results[step]);
 }
 
 // In most tiles no sequence begins. With states, too, two copies of the loop would spill scalar registers.
@@ -115,7 +126,7 @@ __device__ inline void convolve(const Params& p, const Divisor& by_across, const
             if (r < steps.missing) rows[r].load_initial_states(p, batch, own, steps.first + r - kHalo);
     elem_t* out = static_cast<elem_t*>(p.out) + batch * p.out_batch_stride + own.dim * p.out_dim_stride + steps.first * p.out_seq_stride;
     const auto at = [&](int row, int i) { return rows[row].at(i); };
-    const auto store = [&](int step, const acc_t(&results)[kLanes]) {
+    const auto store = [&](int step, const Results& results) {
         Row::store(out + step * p.out_seq_stride, p.out_dim_stride, step < steps.count ? own.count : 0, results);
     };
     convolve(parameters, sequences, [](int) {}, at, store);
@@ -142,24 +153,25 @@ constexpr int kAtOnce = kStagedBlock / Frame::kWhole;  // rows that a block move
 constexpr int kStagedResident = kWide || kStates || kSeqIdx ? kResident - kStagedBlock : 1024;
 static_assert(kRows <= kStagedBlock && kSteps % kAtOnce == 0, "rows are dealt out to threads");
 
-// `frames` of all steps: vectors `v` of every kAtOnce-th one to memory, and the ends of all rows element by element.
-__device__ inline void store_frames(const Params& p, Frame* frames, elem_t* out, int channels, int steps) {
+// `frames` of all steps: vectors `v` of every kAtOnce-th one to memory, and ends of rows element by element. Where a block before or behind has
+// `advance` channels and a sector more, whole sectors alone: what is left of the ends is the other's.
+__device__ inline void store_frames(const Params& p, Frame* frames, elem_t* out, int channels, int steps, int advance, bool begins, bool ends) {
     const int thread = threadIdx.x, v = thread % Frame::kWhole;
     for (int step = thread / Frame::kWhole; step < steps; step += kAtOnce) {
-        elem_t* to = out + step * p.out_seq_stride + v * kVec;
-        const int lead = lead_of(to);
-        if ((v > 0 || lead == 0) && (v + 1) * kVec <= channels + lead) store_raw(vector_at<raw16_t>(to), frames[step].vectors[v]);
+        elem_t* row = out + step * p.out_seq_stride;
+        const int c = v * kVec - lead_of(row), first = to_sector(row);  // of the vector, and of the first sector
+        if (c >= (begins ? 0 : first) && c + kVec <= (ends ? channels : first + advance)) store_raw(vector_at<raw16_t>(row + v * kVec), frames[step].vectors[v]);
     }
     for (int i = thread; i < kSteps * 2 * kVec; i += kStagedBlock) {
         const int step = i / (2 * kVec), at_end = i / kVec % 2;
         elem_t* row = out + step * p.out_seq_stride;
         const int lead = lead_of(row), whole = (lead + channels) / kVec * kVec - lead;  // where the vector begins that the row ends in
         const int c = i % kVec + (at_end ? whole : -lead);
-        if (step < steps && c >= 0 && c < channels && (at_end || (lead > 0 && whole > 0))) row[c] = frames[step].first(row)[c];
+        if (step < steps && c >= 0 && c < channels && (at_end ? ends : begins && lead > 0 && whole > 0)) row[c] = frames[step].first(row)[c];
     }
 }
 
-extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(const Params p, const Divisor by_across, const Divisor by_down) {
+extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(const Params p, const Divisor by_across, const Divisor by_down, int advance) {
     constexpr int kPasses = ceil_div(kRows, kAtOnce);
     __shared__ Frame x_frames[kRows], out_frames[kStagesOut ? kSteps : 1];
     const auto ahead = static_cast<uint32_t>(tail_blocks<kStagedBlock>(p));
@@ -167,7 +179,7 @@ extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(con
     const Place place(blockIdx.x - ahead, by_across, by_down);
     const uint32_t batch = place.batch;
     const int thread = threadIdx.x;
-    const index_t dim0 = index_t(place.across) * kTile, dim = dim0 + thread;
+    const index_t dim0 = index_t(place.across) * advance, dim = dim0 + thread;
     const Steps steps(p, index_t(place.down) * kSteps);
     const int channels = clamped<0, kTile>(p.dim - dim0), count = clamped<0, kLanes>(ceil_div(channels - thread, kStagedBlock));
     const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim0 + (steps.first - kHalo) * p.x_seq_stride;
@@ -208,7 +220,7 @@ extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(con
         }
     };
     elem_t* out = static_cast<elem_t*>(p.out) + batch * p.out_batch_stride + dim0 + steps.first * p.out_seq_stride;
-    const auto store = [&](int step, const acc_t(&results)[kLanes]) {
+    const auto store = [&](int step, const Results& results) {
         using Row = ChannelRow<Channels::apart, kLanes, kStagedBlock>;
         elem_t* row = out + step * p.out_seq_stride;
         if (kStagesOut) Row::store(out_frames[step].first(row) + thread, 1, kLanes, results);
@@ -218,116 +230,160 @@ extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(con
     convolve(parameters, sequences, enter, [&](int row, int i) { return values[row][i]; }, store);
     if constexpr (kStagesOut) {
         __syncthreads();
-        store_frames(p, out_frames, out, channels, steps.count);
+        store_frames(p, out_frames, out, channels, steps.count, advance, place.across == 0 || advance == kTile, place.across == by_across.d - 1 || advance == kTile);
     }
     if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) write_final_states(p, batch, dim, count, kStagedBlock);
+}
+
+// Blocks of a row that lie `advance` channels apart.
+static index_t staged_across(const Params& p, int advance) { return p.dim > kTile ? 1 + ceil_div(p.dim - kTile, advance) : 1; }
+
+// Channels from a block to the next: a sector less than it has, so that each sector is stored by one, unless that takes over a tenth more blocks.
+static int staged_advance(const Params& p) {
+    constexpr int kLess = kTile - kSector;
+    return kStagesOut && !kWide && 10 * staged_across(p, kLess) <= 11 * staged_across(p, kTile) ? kLess : kTile;
 }
 
 // --- the same of 16-bit elements, where those of x and out lie alike ------------------------------
 
 // Whether there are such kernels. Beside states or packed sequences they would spill scalar registers.
-constexpr bool kTurns = sizeof(elem_t) == 2 && !kWide && kLanes == kFour && kSteps % kFour == 0 && !(kFewScalars && (kStates || kSeqIdx));
+constexpr bool kTurns = sizeof(elem_t) == 2 && !kWide && kLanes == kFour && kSteps % kFour == 0 && kSteps <= kGroup / kFour && !(kFewScalars && (kStates || kSeqIdx));
 constexpr int kGroupsSteps = kBlock / kGroup * kSteps;  // of a block
-static_assert(kSteps <= kGroup, "a lane finds what a row stores");
 
-// Channels [begin(step), end(step)) of the steps of a tile one by one: what is left at the ends of rows.
-template <typename Begin, typename End>
-__device__ inline void convolve_rest(const Params& p, index_t batch, const Steps& steps, const Sequences<kSteps>& sequences, Begin begin, End end) {
-    const int lane = lane_id() % kGroup;
-    for (int step = lane / kFour; step < steps.count; step += kGroup / kFour) {
-        const index_t t = steps.first + step, last = end(step);
-        for (index_t dim = begin(step) + lane % kFour; dim < last; dim += kFour) {
-            Parameters<1> parameters;
-            parameters.load(p, dim);
-            acc_t sum = parameters.bias(0);
-            for (int w = 0; w < kWidth; ++w)
-                if (!kSeqIdx || sequences.sees(step, kHalo - w)) sum += parameters.weight(0, w) * to_float(x_at(p, batch, dim, t - kHalo + w));
-            const acc_t result = kSeqIdx && sequences.is_padding(step) ? acc_t(0) : activate(sum);
-            static_cast<elem_t*>(p.out)[batch * p.out_batch_stride + dim * p.out_dim_stride + t * p.out_seq_stride] = from_float<elem_t>(result);
-        }
+// A group of lanes among those of a row: its first channel, and whether it has the row's beginning and end. `goes_on`: whether that is
+// beyond the row's channels, where memory holds more of them.
+struct Group {
+    index_t dim0;
+    bool is_first, is_last, goes_on;
+};
+
+// Channels [begin, end) of a step of a tile one by one, every kFour-th of them by a lane: what is left at the ends of rows.
+__device__ inline void convolve_rest(const Params& p, index_t batch, const Steps& steps, const Sequences<kSteps>& sequences, int step, index_t begin, index_t end) {
+    const index_t t = steps.first + step;
+    for (index_t dim = begin + lane_id() % kFour; dim < end; dim += kFour) {
+        Parameters<1> parameters;
+        parameters.load(p, dim);
+        acc_t sum = parameters.bias(0);
+        for (int w = 0; w < kWidth; ++w)
+            if (!kSeqIdx || sequences.sees(step, kHalo - w)) sum += parameters.weight(0, w) * to_float(x_at(p, batch, dim, t - kHalo + w));
+        const acc_t result = kSeqIdx && sequences.is_padding(step) ? acc_t(0) : activate(sum);
+        static_cast<elem_t*>(p.out)[batch * p.out_batch_stride + dim * p.out_dim_stride + t * p.out_seq_stride] = from_float<elem_t>(result);
     }
 }
 
-// A group's tile. With kTurn all of its steps exist, and those before it.
-template <int kTurn>
-__device__ inline void convolve_turned(const Params& p, index_t batch, const Steps& steps, index_t dim0, bool starts, bool ends, uint32_t turn) {
-    const TurnedRows<kTurn> rows{turn};
-    const int lane = lane_id() % kGroup, group = lane_id() - lane;
-    const index_t dim = dim0 + lane * kFour;
+// Whether one row of channels begins where the other ends: then the last group goes on into the next row, up to a whole sector. Packed
+// sequences have other marks there.
+__host__ __device__ inline bool are_joined(const Params& p) { return !kSeqIdx && p.x_seq_stride == p.dim && p.out_seq_stride == p.dim; }
+
+// A group's tile. kPlain: with all its steps, those before them, and no end of a row; `stores` then says where it stores (InSectors).
+template <int kTurn, bool kPlain>
+__device__ inline void convolve_turned(const Params& p, index_t batch, const Steps& steps, const Group& group, uint32_t stores) {
+    using Rows = TurnedRows<kTurn>;
+    const int lane = lane_id() % kGroup, lane0 = lane_id() - lane;
+    const index_t dim = group.dim0 + lane * kFour;
     const int64_t x_step = step_bytes(p.x_seq_stride), out_step = step_bytes(p.out_seq_stride);
     const elem_t* from = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim + (steps.first - kHalo) * p.x_seq_stride;
     four_t vectors[kRows];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r, from = bytes_on(from, x_step)) vectors[r] = kTurn || steps.has(r) ? four_t::load(from - rows.behind(r)) : four_t::zero();
+    for (int r = 0; r < kRows; ++r, from = bytes_on(from, x_step)) vectors[r] = kPlain || steps.has(r) ? four_t::load(from - behind(kTurn, r)) : four_t::zero();
     VotedMarks marks;
     if constexpr (kSeqIdx) marks.load(p, batch, steps.first);
     Parameters<kFour> parameters;
-    parameters.load_pairs(p, dim);
+    if constexpr (kPlain) parameters.load_pairs(p, dim);
+    else parameters.load_around(p, dim);
     Sequences<kSteps> sequences;
     if constexpr (kSeqIdx) sequences.find(marks);
 
-    elem_t* out = static_cast<elem_t*>(p.out) + batch * p.out_batch_stride + dim0 + steps.first * p.out_seq_stride;
+    elem_t* out = static_cast<elem_t*>(p.out) + batch * p.out_batch_stride + group.dim0 + steps.first * p.out_seq_stride;
     const auto stored_of = [&](int step) {
-        const int behind = static_cast<int>((step + kHalo) * turn % kFour);
-        return Stored(out + step * p.out_seq_stride - behind, behind, starts, ends);
+        const int by = behind(kTurn, step + kHalo), known = known_vectors(kTurn, step + kHalo);
+        const index_t channel = group.dim0 - by, t = steps.first + step;
+        const elem_t *row = out + step * p.out_seq_stride - by, *row0 = row - channel;
+        Stored stored(static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(four_t) % (kSector / kFour)), by, known);
+        if (group.is_first) {  // the row before may have stored its own end and this one's beginning
+            const bool is_begun = are_joined(p) && t > kGroupsSteps && (group.goes_on || t % kGroupsSteps == 0);
+            stored.start(is_begun ? to_sector(row0) : 0, channel, by > 0);
+        }
+        if (!group.goes_on && group.is_last) stored.end = known;
+        stored.stop(p.dim + (group.goes_on && are_joined(p) ? to_sector(row0 + p.dim) : 0), channel, group.is_last);
+        return stored;
     };
-    const uint32_t mine = lane < steps.count ? stored_of(lane).mask() : 0;  // of step `lane`
+    uint32_t mine = 0;  // a bit a step
+    if constexpr (kPlain) {
+        const uint32_t bits = stores >> (lane % kFour * InSectors::kBits);
+        mine = lane < kFour ? bits : lane < kGroup - kFour ? ~uint32_t{0} : ~bits;
+    } else {
+        const uint32_t of_step = lane < steps.count ? stored_of(lane).mask() : 0;  // of step `lane`, a bit a lane
+        for (int step = 0; step < kSteps; ++step) mine |= (shuffle(of_step, lane0 + step) >> lane & 1) << step;
+    }
 
     const auto enter = [&](int row) {
-        vectors[row] = rows.channels(row, vectors[row]);
-        if (kStates && row < steps.missing)
+        vectors[row] = Rows::channels(row, vectors[row]);
+        if (kStates && !kPlain && row < steps.missing)
             for (int i = 0; i < kFour; ++i) vectors[row].replace(i, x_at(p, batch, dim + i, steps.first + row - kHalo));
     };
     elem_t* to = out + lane * kFour;
-    const auto store = [&](int step, const acc_t(&results)[kLanes]) {
-        const four_t v = rows.in_memory(step + kHalo, Packed<elem_t, kLanes>::from(results).template part<kFour>(0));
-        if (shuffle(mine, group + step) >> lane & 1) v.store(to - rows.behind(step + kHalo));
+    const auto store = [&](int step, const Results& results) {
+        const four_t v = Rows::in_memory(step + kHalo, results.template part<kFour>(0));
+        if (mine >> step & 1) v.store(to - behind(kTurn, step + kHalo));
         to = bytes_on(to, out_step);
     };
     convolve(parameters, sequences, enter, [&](int row, int i) { return vectors[row].at(i); }, store);
-    if (starts || ends) {
-        const auto channel = [&](int step, int vector) { return dim0 + vector * kFour - static_cast<int>((step + kHalo) * turn % kFour); };
-        convolve_rest(p, batch, steps, sequences, [&](int step) { return starts ? 0 : channel(step, stored_of(step).end); },
-                      [&](int step) { return starts ? channel(step, stored_of(step).begin) : p.dim; });
+    if constexpr (kPlain) return;
+    const int own_step = lane / kFour;
+    if ((group.is_first || group.is_last) && own_step < steps.count) {
+        const Stored stored = stored_of(own_step);
+        convolve_rest(p, batch, steps, sequences, own_step, stored.rest_begin, stored.rest_end);
     }
     if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) {
         write_final_states(p, batch, dim, kFour);
-        if (starts && lane < dim0) write_final_states(p, batch, lane);
-        if (ends && dim0 + kSpan + lane < p.dim) write_final_states(p, batch, dim0 + kSpan + lane);
+        if (group.is_first && lane < group.dim0) write_final_states(p, batch, lane);
+        if (group.is_last && group.dim0 + kSpan + lane < p.dim) write_final_states(p, batch, group.dim0 + kSpan + lane);
     }
 }
 
+// Groups of a row: so many that the last one reaches the next row's first whole sector.
+static index_t groups_of(const Params& p) {
+    const index_t inside = ceil_div((p.dim + 2 * kSector + kFour - 1) / kSector * kSector, kAdvance), outside = 1 + ceil_div(p.dim - kSpan, kAdvance);
+    return inside > outside ? inside : outside;
+}
+
 template <int kTurn>
-__device__ inline void convolve_turned(const Params& p, const Divisor& by_across, const Divisor& by_down) {
+__device__ inline void convolve_turned(const Params& p, const Divisor& by_across, const Divisor& by_down, int begin, uint32_t stores) {
     if constexpr (kTurns) {
         const auto ahead = static_cast<uint32_t>(tail_blocks<kBlock>(p));
         if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kBlock>(p);
         const Place place(blockIdx.x - ahead, by_across, by_down);
         const index_t step = index_t(place.down) * kGroupsSteps;
-        const bool starts = place.across == 0, ends = place.across == by_across.d - 1;
-        // Channel dim0 of the first row lies on a boundary; the last group reaches back to be whole.
-        const elem_t* row0 = static_cast<const elem_t*>(p.x) + place.batch * p.x_batch_stride + (step - kHalo) * p.x_seq_stride;
-        const auto aligned = static_cast<index_t>(-(reinterpret_cast<uintptr_t>(row0) / sizeof(elem_t)) % kFour);
-        const index_t last = p.dim - kSpan - (p.dim - kSpan - aligned) % kFour, wanted = aligned + index_t(place.across) * kAdvance;
-        const index_t dim0 = wanted < last ? wanted : last;
         const Steps steps(p, step + threadIdx.x / kGroup * kSteps);
+        const elem_t* row0 = static_cast<const elem_t*>(p.out) + place.batch * p.out_batch_stride + (steps.first - kHalo) * p.out_seq_stride;
+        Group group{index_t(place.across) * kAdvance, place.across == 0, place.across == by_across.d - 1, step > 0 && step + kGroupsSteps < p.seqlen};
         // Asked of the block: a compiler that cannot see that all lanes of a wave go one way makes each shuffle fit for two.
-        if (step >= kHalo && step + kGroupsSteps <= p.seqlen) convolve_turned<kTurn>(p, place.batch, steps, dim0, starts, ends, kTurn);
-        else if (steps.count > 0) convolve_turned<0>(p, place.batch, steps, dim0, starts, ends, kTurn);
+        const bool is_plain = group.goes_on && !group.is_first && group.dim0 + kSpan <= p.dim;
+        if (group.goes_on) {
+            // Begins `begin` elements into a sector, 3 to 18 before the row: then it knows the row's first vector, wherever that begins.
+            group.dim0 -= kFour - 1 + (2 * kSector - to_sector(row0) - begin - (kFour - 1)) % kSector;
+        } else {
+            // Begins on the row's first boundary; the last group reaches back to be whole.
+            const index_t aligned = to_sector(row0) % kFour, last = p.dim - kSpan - (p.dim - kSpan - aligned) % kFour;
+            group.dim0 = group.dim0 + aligned < last ? group.dim0 + aligned : last;
+        }
+        if (is_plain) return convolve_turned<kTurn, true>(p, place.batch, steps, group, stores);
+        if (steps.count > 0) convolve_turned<kTurn, false>(p, place.batch, steps, group, 0);
     }
 }
 
 // A kernel each: one that asks for the turn is 1 % slower.
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned1(const Params p, const Divisor by_across, const Divisor by_down) { convolve_turned<1>(p, by_across, by_down); }
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned2(const Params p, const Divisor by_across, const Divisor by_down) { convolve_turned<2>(p, by_across, by_down); }
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned3(const Params p, const Divisor by_across, const Divisor by_down) { convolve_turned<3>(p, by_across, by_down); }
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned4(const Params p, const Divisor by_across, const Divisor by_down) { convolve_turned<4>(p, by_across, by_down); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned1(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<1>(p, by_across, by_down, begin, stores); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned2(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<2>(p, by_across, by_down, begin, stores); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned3(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<3>(p, by_across, by_down, begin, stores); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned4(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<4>(p, by_across, by_down, begin, stores); }
 
 // By how much the rows of both tensors turn, where they lie alike; else 0.
 static uint32_t turn_of(const Params& p) {
     const index_t strides = p.x_seq_stride - p.out_seq_stride, batches = p.x_batch_stride - p.out_batch_stride;
     const auto apart = (reinterpret_cast<uintptr_t>(p.x) - reinterpret_cast<uintptr_t>(p.out)) / sizeof(elem_t);
-    if (!kTurns || p.dim < 2 * kSpan || strides % kFour || batches % kFour || apart % kFour || !Parameters<kLanes>::are_together(p)) return 0;
+    if (!kTurns || p.dim < 2 * kSpan || p.x_seq_stride < p.dim || p.out_seq_stride < p.dim || strides % kFour || batches % kFour || apart % kFour || !Parameters<kLanes>::are_together(p)) return 0;
     return kFour - static_cast<uint32_t>(-static_cast<uint64_t>(p.x_seq_stride)) % kFour;
 }
 
@@ -340,10 +396,10 @@ static Channels how(const Params& p) {
 
 static int64_t workspace_bytes(const Params&) { return 0; }
 
-template <auto Kernel, int Block>
-static void launch_tiles(const Params& p, index_t across, index_t down, stream_t stream) {
+template <auto Kernel, int Block, typename... More>
+static void launch_tiles(const Params& p, index_t across, index_t down, stream_t stream, More... more) {
     const index_t ahead = tail_blocks<Block>(p);
-    launch<Kernel>(grid_of(ahead + p.batch * down * across, 1, 1, ahead + Divisor::kLimit), dim3(Block), stream, p, Divisor(across), Divisor(down));
+    launch<Kernel>(grid_of(ahead + p.batch * down * across, 1, 1, ahead + Divisor::kLimit), dim3(Block), stream, p, Divisor(across), Divisor(down), more...);
 }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
@@ -351,13 +407,15 @@ static void launch_stage(int, const Params& p, stream_t stream) {
     const Channels channels = how(p);
     if (channels == Channels::vectors) launch_tiles<fwd_raster, kBlock>(p, across, down, stream);
     if (channels == Channels::apart) {
+        const int advance = staged_advance(p);
         const uint32_t turn = turn_of(p);
-        const index_t groups = 1 + ceil_div(p.dim - kSpan, kAdvance), rows = ceil_div(p.seqlen, kGroupsSteps);
-        if (turn == 0) launch_tiles<staged, kStagedBlock>(p, ceil_div(p.dim, kTile), ceil_div(p.seqlen, kSteps), stream);
-        if (turn == 1) launch_tiles<turned1, kBlock>(p, groups, rows, stream);
-        if (turn == 2) launch_tiles<turned2, kBlock>(p, groups, rows, stream);
-        if (turn == 3) launch_tiles<turned3, kBlock>(p, groups, rows, stream);
-        if (turn == 4) launch_tiles<turned4, kBlock>(p, groups, rows, stream);
+        const index_t groups = groups_of(p), rows = ceil_div(p.seqlen, kGroupsSteps);
+        const InSectors in_sectors(p.out_seq_stride, turn, kHalo, kSteps);
+        if (turn == 0) launch_tiles<staged, kStagedBlock>(p, staged_across(p, advance), ceil_div(p.seqlen, kSteps), stream, advance);
+        if (turn == 1) launch_tiles<turned1, kBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
+        if (turn == 2) launch_tiles<turned2, kBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
+        if (turn == 3) launch_tiles<turned3, kBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
+        if (turn == 4) launch_tiles<turned4, kBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
     }
     if (channels == Channels::scattered) launch_tiles<scattered, kBlock>(p, across, down, stream);
 }

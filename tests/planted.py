@@ -217,8 +217,8 @@ BUGS = (
     _bug(
         "a row that turns the other way",
         "fwd_raster",
-        "row * (kTurn ? kTurn : turn)",
-        "row * (kTurn ? 4 - kTurn : turn)",
+        "return row * turn % kFour",
+        "return row * (kFour - turn) % kFour",
         **_TURNED,
     ),
     _bug(
@@ -228,16 +228,45 @@ BUGS = (
         "(lane + 31) % kGroup",
         **_TURNED,
     ),
-    _bug("a vector that the group does not know", "fwd_raster", "kKnown = kGroup - 1", "kKnown = kGroup", **_TURNED),
-    _bug("a sector too few", "fwd_raster", "whole + kAdvance / kFour", "whole + kAdvance / kFour - 4", **_TURNED),
     _bug(
-        "the rest a channel short", "fwd_raster", ".begin) : p.dim", ".begin) : p.dim - 1", **(_TURNED | {"file": ""})
+        "a vector that the group does not know", "fwd_raster", "? kGroup : kGroup - 1", "? kGroup : kGroup", **_TURNED
+    ),
+    _bug("a sector too few", "fwd_raster", "= begin + kAdvance / kFour;", "= begin + kAdvance / kFour - 4;", **_TURNED),
+    _bug("the rest a channel short", "fwd_raster", "rest_end = to;", "rest_end = to - 1;", **_TURNED),
+    _bug("a lane begins a vector late", "fwd_raster", "lane = stored.begin;", "lane = stored.begin + 1;", **_TURNED),
+    _bug(
+        "the row after the first tile has no beginning",
+        "fwd_raster",
+        "t > kGroupsSteps &&",
+        "t >= kGroupsSteps &&",
+        **_TURNED | {"file": ""},
+    ),
+    _bug(
+        "the next row's beginning left out",
+        "fwd_raster",
+        "? to_sector(row0 + p.dim) : 0",
+        "? 0 : 0",
+        **_TURNED | {"file": ""},
+    ),
+    _bug(
+        "the next row's channels with the last weights",
+        "fwd_raster",
+        "at < p.dim ? at : at - p.dim",
+        "at < p.dim ? at : p.dim - 1",
+        **_PAIRS,
+    ),
+    _bug(
+        "blocks a sector apart leave a gap",
+        "fwd_raster",
+        "(ends ? channels : first + advance)",
+        "(ends ? channels : advance)",
+        **_STAGED | {"dtype": "float32", "dim": 1101},
     ),
     _bug(
         "weights of a tile's last channel",
         "fwd_raster",
-        "(words, (N - 1) * Each, from)",
-        "(words, (N - 1) * Each, from - 1)",
+        "(words, (N - 1) * Each, from + (N - 1) * Each)",
+        "(words, (N - 1) * Each, from + (N - 1) * Each - 1)",
         **_PAIRS,
     ),
     _bug("weights of two channels left out", "fwd_raster", "i + 2 <= N; i += 2", "i + 2 < N - 1; i += 2", **_PAIRS),
@@ -249,8 +278,8 @@ BUGS = (
     _bug(
         "first channels of a row not stored",
         "fwd_raster",
-        "(at_end || (lead > 0 && whole > 0))",
-        "at_end",
+        "(at_end ? ends : begins && lead > 0 && whole > 0)",
+        "(at_end && ends)",
         **_STAGED | {"dtype": "float32"},
     ),
     _bug("channels apart stored side by side", "bwd_persistent", "? i * Across :", "? i :", **_APART),

@@ -65,6 +65,19 @@ def test_rows_of_channels_are_right_however_they_turn(features: tuple[str, ...],
         _assert_ok(variants.get("fwd_raster"), case, arch)
 
 
+@pytest.mark.parametrize("width", [2, 4])
+def test_rows_of_channels_are_right_wherever_in_a_sector_they_begin(width: int) -> None:
+    """Every stride modulo the 16 channels of one, rows without a gap or with; the first, a later and the last tile."""
+    for dim in range(513, 529):
+        draw = functools.partial(torch.randint, -3, 4, generator=torch.Generator().manual_seed(dim))
+        x, weight, bias = (draw(size=size).bfloat16() for size in ((2, dim, 99), (dim, width), (dim,)))
+        padded = torch.nn.functional.pad(x.float(), (width - 1, 0))
+        exact = torch.nn.functional.conv1d(padded, weight.float()[:, None], bias.float(), groups=dim)
+        for view in ("contiguous", "misaligned"):
+            layout = {"dtype": "bfloat16", "layout": "channel_last", "width": width, "view": view}
+            assert torch.equal(_conv(variants.get("fwd_raster"), x, weight, bias, **layout).float(), exact), (dim, view)
+
+
 @pytest.mark.parametrize("arch", ["wave64", "wave32_gfx12"])
 @pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)
 def test_variant_is_right_at_every_wave_size(variant: variants.Variant, arch: str) -> None:

@@ -93,6 +93,14 @@ struct ChannelRow {
                 if (i < count) to[offset(i, stride)] = from_float<elem_t>(results[i]);
         }
     }
+    __device__ static void store(elem_t* to, index_t stride, int count, const vector_t& results) {
+        if constexpr (kHow == Channels::vectors) {
+            if (count > 0) results.store(to);
+        } else {
+            for (int i = 0; i < N; ++i)
+                if (i < count) to[offset(i, stride)] = results.get(i);
+        }
+    }
 
 private:
     __device__ static index_t offset(int i, index_t stride) { return kHow == Channels::apart ? i * Across : i * Across * stride; }

@@ -193,6 +193,17 @@ struct Parameters {
         }
     }
 
+    // Of `dim` and those beside it, where the last channel stands before the first, and the first behind the last.
+    __device__ void load_around(const Params& p, index_t dim) {
+        weights = words_t<N * kWidth>::zero();
+        biases = words_t<N>::zero();
+        for (int i = 0; i < N; ++i) {
+            const index_t at = dim + i, channel = at < 0 ? at + p.dim : at < p.dim ? at : at - p.dim;
+            take<kWidth>(weights, i * kWidth, static_cast<const weight_t*>(p.weight) + channel * kWidth);
+            if (p.bias) take<1>(biases, i, static_cast<const weight_t*>(p.bias) + channel);
+        }
+    }
+
     // Of channels `dim`, `dim + step`, ..., of which the first `channels` exist; the others get the first one's. In wide accesses where
     // all lie side by side on their own alignment, or those of a channel do. The usual way is one branch for both: a compiler that has
     // one between two loads converts what the first brought before it, and the second waits.
@@ -227,12 +238,13 @@ private:
     template <int Each, bool kOdd, typename Words>
     __device__ static void take_pairs(Words& words, const weight_t* from) {
         if (kOdd) take<Each>(words, 0, from);
-        for (int i = kOdd; i + 2 <= N; i += 2) take<2 * Each>(words, i * Each, from);
-        if (kOdd) take<Each>(words, (N - 1) * Each, from);
+        for (int i = kOdd; i + 2 <= N; i += 2) take<2 * Each>(words, i * Each, from + i * Each);
+        if (kOdd) take<Each>(words, (N - 1) * Each, from + (N - 1) * Each);
     }
+    // `M` elements from `from` on become those from element `i` on.
     template <int M, typename Words>
     __device__ static void take(Words& words, int i, const weight_t* from) {
-        const words_t<M> part = words_of<M>(from + i);
+        const words_t<M> part = words_of<M>(from);
         if (M % Words::kPerWord == 0 && i % Words::kPerWord == 0) words.set(i, part);
         else for (int j = 0; j < M; ++j) words.put(i + j, part.get(j));
     }

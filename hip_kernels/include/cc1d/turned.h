@@ -3,7 +3,8 @@
 // Memory is moved in vectors of four elements on their own alignment, and stored in whole sectors of 32 bytes: two waves that write parts of
 // one cost the L2 more than reading a sector twice. A group of 32 lanes takes its channels from one on where its first row lies on a
 // boundary; the next row lies `turn` elements further behind one than the row before it (its stride, modulo 4), which is known when the
-// kernel is compiled, so that a row is shifted by a constant. A lane's channels are the same in all rows.
+// kernel is compiled, so that a row is shifted by a constant. A lane's channels are the same in all rows. Of the four places in a sector
+// where a tile's first row may begin, that one is taken by which the most rows leave their group whole sectors (InSectors).
 //
 //   row 0   |0 1 2 3|4 5 6 7|8 9 . .        lane 0 has 0 1 2 3, lane 1 has 4 5 6 7, ...
 //   row 1   |. 0 1 2|3 4 5 6|7 8 9 .        turn 1: lane 0 takes 3 from lane 1's vector, and gives it back where it is stored
@@ -13,34 +14,36 @@
 
 constexpr int kGroup = 32;                     // lanes side by side along the channels
 constexpr int kFour = 4;                       // elements of a vector
-constexpr int kSector = 16;                    // elements that are stored together
+constexpr int kSector = 32 / sizeof(elem_t);   // elements that are stored together
 constexpr int kSpan = kGroup * kFour;          // channels of a group
 constexpr int kAdvance = kSpan - kSector;      // channels to the next one, which has the others, too: no group needs what another holds
-constexpr int kKnown = kGroup - 1;             // vectors of a row of which a group has all channels, wherever the row begins
 using four_t = Packed<elem_t, kFour>;
 
-// `kTurn`: 1 to 4, 4 where all rows lie alike; or 0: `turn` says it.
+// Elements by which a row's first channel lies behind a boundary. `turn`: 1 to 4, 4 where all rows lie alike.
+__host__ __device__ constexpr int behind(int turn, int row) { return row * turn % kFour; }
+
+// Vectors of a row of which a group has all channels, but for the first where the row lies behind: the last one if no row lies further behind.
+__host__ __device__ constexpr int known_vectors(int turn, int row) {
+    const int most = turn % 2 ? kFour - 1 : turn % kFour;
+    return behind(turn, row) == most ? kGroup : kGroup - 1;
+}
+
 template <int kTurn>
 struct TurnedRows {
-    uint32_t turn;
-
-    // Elements by which the group's first channel lies behind a boundary.
-    __device__ int behind(int row) const { return static_cast<int>(row * (kTurn ? kTurn : turn) % kFour); }
-
     // What memory holds, as channels: of the last lane those that its vector holds.
-    __device__ four_t channels(int row, const four_t& v) const {
-        const int by = behind(row), lane = lane_id() % kGroup, from = lane_id() - lane + (lane + 1) % kGroup;
+    __device__ static four_t channels(int row, const four_t& v) {
+        const int by = behind(kTurn, row), lane = lane_id() % kGroup, from = lane_id() - lane + (lane + 1) % kGroup;
         four_t next = four_t::zero();
         for (int w = 0; w < 2; ++w)
-            if (!kTurn || 2 * w < by) next.words[w] = shuffle(v.words[w], from);
+            if (2 * w < by) next.words[w] = shuffle(v.words[w], from);
         return shifted(v, next, by / 2, by % 2 * 16);
     }
     // The reverse: what belongs into memory; of the first lane what is its own.
-    __device__ four_t in_memory(int row, const four_t& v) const {
-        const int by = behind(row), lane = lane_id() % kGroup, from = lane_id() - lane + (lane + kGroup - 1) % kGroup;
+    __device__ static four_t in_memory(int row, const four_t& v) {
+        const int by = behind(kTurn, row), lane = lane_id() % kGroup, from = lane_id() - lane + (lane + kGroup - 1) % kGroup;
         four_t previous = four_t::zero();
         for (int w = 0; w < 2; ++w)
-            if (!kTurn || 2 * (2 - w) < by + 2) previous.words[w] = shuffle(v.words[w], from);
+            if (2 * (2 - w) < by + 2) previous.words[w] = shuffle(v.words[w], from);
         return shifted(previous, v, (kFour - 1 - by) / 2, by % 2 ? 16 : 32);
     }
 
@@ -52,17 +55,56 @@ private:
     }
 };
 
-// Which of a row's vectors a group stores.
+// What a group stores of a row: the vectors [begin, end), and where the row begins or ends the channels that are no whole vector.
 struct Stored {
     int begin, end;
+    index_t rest_begin = 0, rest_end = 0;
 
-    // `row`: the first of them, in memory, `behind` elements before the group's first channel. Whole sectors, and what is known beside
-    // them where no other group comes: at the ends of the row.
-    __device__ Stored(const elem_t* row, int behind, bool starts, bool ends) {
-        const auto in_sector = static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(four_t) % (kSector / kFour));
-        const int whole = in_sector ? kSector / kFour - in_sector : behind ? kSector / kFour - 1 : 0;  // 4 would ask for a vector too many
-        begin = starts ? behind > 0 : whole;
-        end = ends ? kKnown : whole + kAdvance / kFour;
+    // `in_sector`: where in a sector the group's first vector lies, which begins `behind` elements before its first channel. Whole sectors of
+    // the vectors that it knows; where those are one too few, two groups write parts of a sector.
+    __host__ __device__ Stored(int in_sector, int behind, int known) {
+        const int whole = in_sector ? kSector / kFour - in_sector : behind ? kSector / kFour : 0;
+        begin = whole + kAdvance / kFour > known ? whole - 1 : whole;
+        end = begin + kAdvance / kFour;
     }
-    __device__ uint32_t mask() const { return (~uint32_t{0} << begin) & ~(~uint32_t{0} << end); }  // a bit a lane
+    // From channel `from` on, where `channel` is the one at `row`, and the first vector known is that or the next.
+    __device__ void start(index_t from, index_t channel, int known_from) {
+        begin = static_cast<int>(from - channel + kFour - 1) / kFour;
+        if (begin < known_from) begin = known_from;
+        rest_begin = from, rest_end = channel + begin * kFour;
+    }
+    // Not beyond channel `to`. The last group stores what is left, too.
+    __device__ void stop(index_t to, index_t channel, bool is_last) {
+        const index_t whole = (to - channel) >> 2;  // rounds down
+        if (whole < end) end = static_cast<int>(whole);
+        if (is_last) rest_begin = channel + end * kFour, rest_end = to;
+    }
+    __device__ uint32_t mask() const { return ones_from(begin) & ~ones_from(end); }  // a bit a lane
+};
+
+// Elements from `p` on to the next boundary of a sector.
+__device__ inline int to_sector(const elem_t* p) { return static_cast<int>(-(reinterpret_cast<uintptr_t>(p) / sizeof(elem_t)) % kSector); }
+
+// How the rows of a tile lie in the sectors of memory, and what follows from that for all groups that have no end of a row.
+struct InSectors {
+    static constexpr int kBits = 8;  // of a lane: at most so many steps
+    int first = 0;                   // elements into a sector at which the first row begins
+    uint32_t stores = 0;             // bit `step` of the kBits of lane `lane % 4`: whether lane 0 to 3 stores that step, and lane 28 to 31 does not
+
+    // `stride`: elements from a row to the next, which turn by `turn`. Of the four ways to lay the rows, that by which the fewest of those
+    // that are stored, from `halo` on, are a vector too few for their group.
+    InSectors(int64_t stride, int turn, int halo, int steps) {
+        int fewest = steps + 1;
+        for (int begin = 0; begin < kSector; begin += kFour) {
+            int cut = 0;
+            uint32_t bits = 0;
+            for (int step = 0; step < steps; ++step) {
+                const int row = step + halo, by = behind(turn, row), in_sector = static_cast<int>((begin + row * stride) % kSector) / kFour;
+                const Stored stored(in_sector, by, known_vectors(turn, row));
+                cut += (stored.begin + in_sector) % (kSector / kFour) != 0;
+                for (int lane = stored.begin; lane < kFour; ++lane) bits |= uint32_t{1} << (lane * kBits + step);
+            }
+            if (cut < fewest) fewest = cut, first = begin, stores = bits;
+        }
+    }
 };
