@@ -117,8 +117,9 @@ __device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t&
     const int needed = begin > 0 ? begin - 1 : 0;  // of x, the run before the stretch, too
     Cursor<kRun, kRows, 2> front{c, {&c.x, &c.dout}, highest, c.run(0), {}};
     Cursor<kRun, kRows, 1> own{c, {&c.dx}, highest, c.run(0), {}};
+    constexpr bool kKeeps = kFindsAnew<kRows>;  // the places of a turn, found once for loads, masks and stores
     front.find();
-    own.find();
+    if (!kKeeps) own.find();
     acc_t above[kHalo + 1] = {};  // gradients of lane 0 in the unit before
 
     // Beside the first loads, so that none waits for the other; before them where that would spill scalar registers.
@@ -127,6 +128,7 @@ __device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t&
     if (!kBeside && asks()) gradients_above(c, parameters, end, above);
     for (int top = end; top > begin; top -= kUnits * kWarp) {
         run_t x[kUnits], dout[kUnits];
+        Run<kRun, kRows> kept[kUnits];
         tail_t lowest = tail_t::zero();
         const bool all = top - kUnits * kWarp >= begin;
 #pragma unroll
@@ -136,6 +138,7 @@ __device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t&
             if (all || front.number >= begin) dout[u] = front.run.load(front.at[1], front.run.step(c.dout));
             if (u == kUnits - 1 && lane == 0 && front.number >= begin && front.run.goes_on())  // the first lane has nobody below
                 lowest = front.run.template load_before<kHaloPad>(front.at[0], front.run.step(c.x));
+            kept[u] = front.run;
             front.go_down();
         }
         if (kBeside && top == end && asks()) gradients_above(c, parameters, end, above);
@@ -143,7 +146,7 @@ __device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t&
 #pragma unroll
             for (int u = 0; u < kUnits; ++u) {
                 const int number = top - (u + 1) * kWarp + lane;
-                const auto run = c.run(number > needed ? number : needed);  // anew: registers are few
+                const auto run = kKeeps ? kept[u] : c.run(number > needed ? number : needed);
                 if (run.whole()) continue;
                 const run_t mask = run.mask();
                 x[u] &= mask;
@@ -154,7 +157,7 @@ __device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t&
 #pragma unroll
         for (int u = 0; u < kUnits; ++u) {
             if (top - u * kWarp <= begin) continue;
-            const auto& run = own.run;
+            const auto& run = kKeeps ? kept[u] : own.run;
             tail_t halo = tail_of(x[u]);
             const tail_t next = u + 1 < kUnits ? tail_of(x[u + 1 < kUnits ? u + 1 : u]) : halo;
             for (int w = 0; w < tail_t::kWords; ++w) {
@@ -182,8 +185,12 @@ __device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t&
                 result[i] = 0;
                 for (int k = kWidth; k-- > 0;) result[i] += parameters.weight(0, kHalo - k) * g[i + k];
             }
-            run.store_together(c.dx, own.at[0], run_t::from(result), own.number >= begin);
-            own.go_down();
+            if constexpr (kKeeps) {
+                run.store_together(c.dx, run.place_in(c.dx), run_t::from(result), top - (u + 1) * kWarp + lane >= begin);
+            } else {
+                run.store_together(c.dx, own.at[0], run_t::from(result), own.number >= begin);
+                own.go_down();
+            }
         }
     }
 }

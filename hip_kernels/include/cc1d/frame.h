@@ -29,6 +29,7 @@ struct Run {
     uint32_t batch;
     int t, seqlen;
 
+    Run() = default;
     // Run `place` of the row of `batch`.
     __device__ Run(const Channel& c, uint32_t batch, uint32_t place, int seqlen) : batch(batch), t(static_cast<int>(place) * N), seqlen(seqlen) {
         if (kRows == Rows::framed) t -= lead_of(c.first + batch * c.batch_stride);
