@@ -117,7 +117,7 @@ __device__ inline void walk(const Gradients<kRun, kRows>& c, const parameters_t&
     const int needed = begin > 0 ? begin - 1 : 0;  // of x, the run before the stretch, too
     Cursor<kRun, kRows, 2> front{c, {&c.x, &c.dout}, highest, c.run(0), {}};
     Cursor<kRun, kRows, 1> own{c, {&c.dx}, highest, c.run(0), {}};
-    constexpr bool kKeeps = kFindsAnew<kRows>;  // the places of a turn, found once for loads, masks and stores
+    constexpr bool kKeeps = kFindsAnew<kRows> && kRows == Rows::framed;  // the places of a turn, found once for loads, masks and stores
     front.find();
     if (!kKeeps) own.find();
     acc_t above[kHalo + 1] = {};  // gradients of lane 0 in the unit before

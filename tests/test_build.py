@@ -106,8 +106,6 @@ def test_what_a_case_fixes_reaches_the_kernel() -> None:
 
 @pytest.mark.usefixtures("with_runtime")
 def test_a_header_changes_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
     before = _build().digest
     kernels = Path(shutil.copytree(build.kernels_dir(), tmp_path / "kernels"))
     monkeypatch.setenv("CC1D_KERNELS", str(kernels))
