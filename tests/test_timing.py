@@ -168,6 +168,15 @@ def test_the_noisiest_member_decides_when_it_is_precise() -> None:
     assert len(noisy.samples) > 300, "0.2 relative deviation needs 400 samples for 1 %"
 
 
+def test_a_sample_is_long_enough_though_its_first_estimate_was_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    estimates = iter([9000.0, 13.0, 15.0])
+    monkeypatch.setattr(timing, "_event_us", lambda work: next(estimates))
+    monkeypatch.setattr(timing, "current_stream", lambda device: 0)
+    monkeypatch.setattr(timing, "synchronize", lambda device: None)
+    run = timing._prepare_gpu([lambda stream: None] * 10, "stream")
+    assert run.launches * 1.3 >= timing.SAMPLE_US
+
+
 def test_the_device_is_observed_before_between_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "OBSERVE_S", 0.0)
     looks: list[int] = []
