@@ -111,7 +111,7 @@ __device__ inline void walk(Walker<kHow>& w, index_t batch, index_t begin, index
     const auto step = [&](int s, bool counts, bool stores) {
         acc_t dx_before[kLanes];
         advance(w, rows.x[s], rows.dout[s], counts, dx_before);
-        if (stores) Row::store(bytes_on(dx, s * w.dx_step), p.dx_dim_stride, w.own.count, dx_before);
+        if (stores) Row::store(bytes_on(dx, s * w.dx_step), p.dx_dim_stride, w.own.count, Row::vector_t::from(dx_before));
     };
     for (index_t t = begin; t < end + kHalo; t += kSteps) {
         Rows<kHow, kSteps> next;

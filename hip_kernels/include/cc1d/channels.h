@@ -85,14 +85,6 @@ struct ChannelRow {
             if (i < own.count) values.put(i, x_at(p, batch, own.dim + i * own.kStep, t));
     }
 
-    __device__ static void store(elem_t* to, index_t stride, int count, const acc_t (&results)[N]) {
-        if constexpr (kHow == Channels::vectors) {
-            if (count > 0) vector_t::from(results).store(to);
-        } else {
-            for (int i = 0; i < N; ++i)
-                if (i < count) to[offset(i, stride)] = from_float<elem_t>(results[i]);
-        }
-    }
     __device__ static void store(elem_t* to, index_t stride, int count, const vector_t& results) {
         if constexpr (kHow == Channels::vectors) {
             if (count > 0) results.store(to);
