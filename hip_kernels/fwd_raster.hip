@@ -248,13 +248,13 @@ static int staged_advance(const Params& p) {
 
 // Whether there are such kernels. Beside states or packed sequences they would spill scalar registers.
 constexpr bool kTurns = sizeof(elem_t) == 2 && !kWide && kLanes == kFour && kSteps % kFour == 0 && kSteps <= kGroup / kFour && !(kFewScalars && (kStates || kSeqIdx));
-constexpr int kGroupsSteps = kBlock / kGroup * kSteps;  // of a block
+constexpr int kTurnedBlock = kWarp == kGroup && !kSeqIdx ? 96 : 128;  // 96 is 0.1 to 0.3 % faster than 64 or 128, but then registers spill beside kSeqIdx
+constexpr int kGroupsSteps = kTurnedBlock / kGroup * kSteps;            // of a block
 
-// A group of lanes among those of a row: its first channel, and whether it has the row's beginning and end. `goes_on`: whether that is
-// beyond the row's channels, where memory holds more of them.
+// A group of lanes among those of a row: its first channel, whether it has the row's beginning and end, or certainly no channel of another row.
 struct Group {
     index_t dim0;
-    bool is_first, is_last, goes_on;
+    bool is_first, is_last, is_plain;
 };
 
 // Channels [begin, end) of a step of a tile one by one, every kFour-th of them by a lane: what is left at the ends of rows.
@@ -275,9 +275,11 @@ __device__ inline void convolve_rest(const Params& p, index_t batch, const Steps
 // sequences have other marks there.
 __host__ __device__ inline bool are_joined(const Params& p) { return !kSeqIdx && p.x_seq_stride == p.dim && p.out_seq_stride == p.dim; }
 
-// A group's tile. kPlain: with all its steps, those before them, and no end of a row; `stores` then says where it stores (InSectors).
-template <int kTurn, bool kPlain>
+// A group's tile. kInside: with all its steps and those around them, so that rows go on in memory beyond both ends. `stores`: where a plain
+// one stores (InSectors).
+template <int kTurn, bool kInside>
 __device__ inline void convolve_turned(const Params& p, index_t batch, const Steps& steps, const Group& group, uint32_t stores) {
+    const bool is_plain = kInside && group.is_plain;
     using Rows = TurnedRows<kTurn>;
     const int lane = lane_id() % kGroup, lane0 = lane_id() - lane;
     const index_t dim = group.dim0 + lane * kFour;
@@ -285,11 +287,11 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
     const elem_t* from = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim + (steps.first - kHalo) * p.x_seq_stride;
     four_t vectors[kRows];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r, from = bytes_on(from, x_step)) vectors[r] = kPlain || steps.has(r) ? four_t::load(from - behind(kTurn, r)) : four_t::zero();
+    for (int r = 0; r < kRows; ++r, from = bytes_on(from, x_step)) vectors[r] = kInside || steps.has(r) ? four_t::load(from - behind(kTurn, r)) : four_t::zero();
     VotedMarks marks;
     if constexpr (kSeqIdx) marks.load(p, batch, steps.first);
     Parameters<kFour> parameters;
-    if constexpr (kPlain) parameters.load_pairs(p, dim);
+    if (is_plain) parameters.load_pairs(p, dim);
     else parameters.load_around(p, dim);
     Sequences<kSteps> sequences;
     if constexpr (kSeqIdx) sequences.find(marks);
@@ -301,15 +303,15 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
         const elem_t *row = out + step * p.out_seq_stride - by, *row0 = row - channel;
         Stored stored(static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(four_t) % (kSector / kFour)), by, known);
         if (group.is_first) {  // the row before may have stored its own end and this one's beginning
-            const bool is_begun = are_joined(p) && t > kGroupsSteps && (group.goes_on || t % kGroupsSteps == 0);
+            const bool is_begun = are_joined(p) && t > kGroupsSteps && (kInside || t % kGroupsSteps == 0);
             stored.start(is_begun ? to_sector(row0) : 0, channel, by > 0);
         }
-        if (!group.goes_on && group.is_last) stored.end = known;
-        stored.stop(p.dim + (group.goes_on && are_joined(p) ? to_sector(row0 + p.dim) : 0), channel, group.is_last);
+        if (!kInside && group.is_last) stored.end = known;
+        stored.stop(p.dim + (kInside && are_joined(p) ? to_sector(row0 + p.dim) : 0), channel, group.is_last);
         return stored;
     };
     uint32_t mine = 0;  // a bit a step
-    if constexpr (kPlain) {
+    if (is_plain) {
         const uint32_t bits = stores >> (lane % kFour * InSectors::kBits);
         mine = lane < kFour ? bits : lane < kGroup - kFour ? ~uint32_t{0} : ~bits;
     } else {
@@ -319,7 +321,7 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
 
     const auto enter = [&](int row) {
         vectors[row] = Rows::channels(row, vectors[row]);
-        if (kStates && !kPlain && row < steps.missing)
+        if (kStates && !kInside && row < steps.missing)
             for (int i = 0; i < kFour; ++i) vectors[row].replace(i, x_at(p, batch, dim + i, steps.first + row - kHalo));
     };
     elem_t* to = out + lane * kFour;
@@ -329,7 +331,7 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
         to = bytes_on(to, out_step);
     };
     convolve(parameters, sequences, enter, [&](int row, int i) { return vectors[row].at(i); }, store);
-    if constexpr (kPlain) return;
+    if (is_plain || (kInside && are_joined(p) && steps.first > kGroupsSteps)) return;  // nothing is left
     const int own_step = lane / kFour;
     if ((group.is_first || group.is_last) && own_step < steps.count) {
         const Stored stored = stored_of(own_step);
@@ -351,33 +353,34 @@ static index_t groups_of(const Params& p) {
 template <int kTurn>
 __device__ inline void convolve_turned(const Params& p, const Divisor& by_across, const Divisor& by_down, int begin, uint32_t stores) {
     if constexpr (kTurns) {
-        const auto ahead = static_cast<uint32_t>(tail_blocks<kBlock>(p));
-        if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kBlock>(p);
+        const auto ahead = static_cast<uint32_t>(tail_blocks<kTurnedBlock>(p));
+        if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kTurnedBlock>(p);
         const Place place(blockIdx.x - ahead, by_across, by_down);
         const index_t step = index_t(place.down) * kGroupsSteps;
         const Steps steps(p, step + threadIdx.x / kGroup * kSteps);
         const elem_t* row0 = static_cast<const elem_t*>(p.out) + place.batch * p.out_batch_stride + (steps.first - kHalo) * p.out_seq_stride;
-        Group group{index_t(place.across) * kAdvance, place.across == 0, place.across == by_across.d - 1, step > 0 && step + kGroupsSteps < p.seqlen};
         // Asked of the block: a compiler that cannot see that all lanes of a wave go one way makes each shuffle fit for two.
-        const bool is_plain = group.goes_on && !group.is_first && group.dim0 + kSpan <= p.dim;
-        if (group.goes_on) {
+        const bool goes_on = step > 0 && step + kGroupsSteps < p.seqlen;
+        Group group{index_t(place.across) * kAdvance, place.across == 0, place.across == by_across.d - 1, false};
+        if (goes_on) {
             // Begins `begin` elements into a sector, 3 to 18 before the row: then it knows the row's first vector, wherever that begins.
             group.dim0 -= kFour - 1 + (2 * kSector - to_sector(row0) - begin - (kFour - 1)) % kSector;
-        } else {
+            group.is_plain = !group.is_first && group.dim0 + kSpan <= p.dim;
+            convolve_turned<kTurn, true>(p, place.batch, steps, group, stores);
+        } else if (steps.count > 0) {
             // Begins on the row's first boundary; the last group reaches back to be whole.
             const index_t aligned = to_sector(row0) % kFour, last = p.dim - kSpan - (p.dim - kSpan - aligned) % kFour;
             group.dim0 = group.dim0 + aligned < last ? group.dim0 + aligned : last;
+            convolve_turned<kTurn, false>(p, place.batch, steps, group, 0);
         }
-        if (is_plain) return convolve_turned<kTurn, true>(p, place.batch, steps, group, stores);
-        if (steps.count > 0) convolve_turned<kTurn, false>(p, place.batch, steps, group, 0);
     }
 }
 
 // A kernel each: one that asks for the turn is 1 % slower.
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned1(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<1>(p, by_across, by_down, begin, stores); }
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned2(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<2>(p, by_across, by_down, begin, stores); }
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned3(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<3>(p, by_across, by_down, begin, stores); }
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void turned4(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<4>(p, by_across, by_down, begin, stores); }
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kResident) void turned1(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<1>(p, by_across, by_down, begin, stores); }
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kResident) void turned2(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<2>(p, by_across, by_down, begin, stores); }
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kResident) void turned3(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<3>(p, by_across, by_down, begin, stores); }
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kResident) void turned4(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<4>(p, by_across, by_down, begin, stores); }
 
 // By how much the rows of both tensors turn, where they lie alike; else 0.
 static uint32_t turn_of(const Params& p) {
@@ -412,10 +415,10 @@ static void launch_stage(int, const Params& p, stream_t stream) {
         const index_t groups = groups_of(p), rows = ceil_div(p.seqlen, kGroupsSteps);
         const InSectors in_sectors(p.out_seq_stride, turn, kHalo, kSteps);
         if (turn == 0) launch_tiles<staged, kStagedBlock>(p, staged_across(p, advance), ceil_div(p.seqlen, kSteps), stream, advance);
-        if (turn == 1) launch_tiles<turned1, kBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
-        if (turn == 2) launch_tiles<turned2, kBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
-        if (turn == 3) launch_tiles<turned3, kBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
-        if (turn == 4) launch_tiles<turned4, kBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
+        if (turn == 1) launch_tiles<turned1, kTurnedBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
+        if (turn == 2) launch_tiles<turned2, kTurnedBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
+        if (turn == 3) launch_tiles<turned3, kTurnedBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
+        if (turn == 4) launch_tiles<turned4, kTurnedBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
     }
     if (channels == Channels::scattered) launch_tiles<scattered, kBlock>(p, across, down, stream);
 }

@@ -29,6 +29,7 @@ _TURNED = {"file": "include/cc1d/turned.h", "dim": 515, "seqlen": 75}
 _PAIRS = {"file": "include/cc1d/packed.h", "dtype": "bfloat16", "dim": 515, "seqlen": 75}
 _MARKED = {"file": "include/cc1d/sequences.h", **_PACKED}
 _ONE = {"file": "include/cc1d/sequences.h", "seq_idx": True}
+_BY_ROWS = {"dtype": "bfloat16", "batch": 5, "dim": 3, "seqlen": 1025}
 _SILU = {"activation": "silu"}
 _GEMM = {"dtype": "float16", "seqlen": 37, "dim": 20}
 
@@ -361,16 +362,16 @@ BUGS = (
         "gradients[row][across * kVec + i] = inside ? g : acc_t(0)",
         "gradients[row][across * kVec + i] = g + (inside ? acc_t(0) : bias[i])",
     ),
-    _bug("gradient from above forgotten", "bwd_warp_walk", "lane == 0 ? above[i] : g[i]", "g[i]"),
+    _bug("gradient from above forgotten", "bwd_warp_walk", "lane_id() == 0 ? above[i] : g[i]", "g[i]"),
     _bug(
         "gradient of the next row taken",
         "bwd_warp_walk",
-        "run.ends_row() ? acc_t(0) : received",
+        "ends_row ? acc_t(0) : received",
         "received",
         batch=3,
         seqlen=96,
     ),
-    _bug("x of the row before taken", "bwd_warp_walk", "run.starts_row() ? 0 : below", "below", batch=3, seqlen=128),
+    _bug("x of the row before taken", "bwd_warp_walk", "run.starts_row() ? 0 : known", "known", batch=3, seqlen=128),
     _bug("halo of an empty run taken", "bwd_warp_walk", "t > 0 && t < seqlen", "t > 0", batch=13, seqlen=314, **_ENDS),
     _bug(
         "a row's end stored a step too far", "bwd_warp_walk", "theirs.t + i < seqlen", "theirs.t + i <= seqlen", **_ENDS
@@ -394,6 +395,29 @@ BUGS = (
         batch=1,
         dim=256,
         seqlen=5120,
+    ),
+    _bug("dx beyond the units left out", "bwd_warp_walk", "if (exists) run.place_in(c.dx)[i] =", "(void)", **_BY_ROWS),
+    _bug("gradients beyond not handed on", "bwd_warp_walk", "above[k] = shuffle(g, k)", "above[k] = 0", **_BY_ROWS),
+    _bug(
+        "a step too early before the end",
+        "bwd_warp_walk",
+        "lane_id() : lane_id() - kWarp)",
+        "lane_id() : lane_id() - kWarp - 1)",
+        **_BY_ROWS,
+    ),
+    _bug(
+        "x between two turns forgotten",
+        "bwd_warp_walk",
+        "halo = lowest;",
+        "halo = tail_t::zero();",
+        **_BY_ROWS | {"batch": 3, "seqlen": 2047},
+    ),
+    _bug(
+        "a row of each warp left out",
+        "bwd_warp_walk",
+        "row += kWarps) walk_row",
+        "row += 2 * kWarps) walk_row",
+        **_BY_ROWS,
     ),
     _bug("a warp left out of the sums", "bwd_warp_walk", "w = 1; w < kWarps", "w = 2; w < kWarps"),
     _bug(

@@ -105,6 +105,7 @@ def test_rows_of_channels_may_begin_anywhere(variant: variants.Variant, dim: int
     [
         ("bwd_warp_walk", {"batch": 1, "dim": 256, "seqlen": 16384}),  # eight warps, two turns each
         ("bwd_warp_walk", {"dim": 1024, "seqlen": 131}),  # framed, and a warp for each channel
+        ("bwd_warp_walk", {"batch": 6, "dim": 3, "seqlen": 1023}),  # row by row, in four warps
         ("bwd_warp_walk", {"dim": 3, "seqlen": 4099, "view": "sliced_input", "row_stride": 28}),  # element by element
         ("bwd_persistent", {"dim": 2048, "seqlen": 40}),  # all sums of a channel in one block
     ],
@@ -112,6 +113,24 @@ def test_rows_of_channels_may_begin_anywhere(variant: variants.Variant, dim: int
 def test_a_backward_is_right_in_its_other_kernels(variant: str, shape: dict[str, int | str]) -> None:
     for case in _suited(variants.get(variant), dtype="bfloat16", **shape):
         _assert_ok(variants.get(variant), case)
+
+
+@pytest.mark.parametrize("view", ["contiguous", "misaligned"])
+def test_a_backward_row_by_row_is_right_whatever_lies_beyond_its_units(view: str) -> None:
+    """From nothing to a run, at 1000 and at 1025; 1034 and 959 have too much or too little for two units."""
+    variant = variants.get("bwd_warp_walk")
+    for seqlen, arch in (
+        (959, ""),
+        (1000, ""),
+        (1017, ""),
+        (1025, ""),
+        (1033, ""),
+        (1034, ""),
+        (1535, ""),
+        (2049, "wave64"),
+    ):
+        for case in _suited(variant, dtype="bfloat16", dim=3, seqlen=seqlen, view=view):
+            _assert_ok(variant, case, arch)
 
 
 @pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)

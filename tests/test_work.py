@@ -197,7 +197,6 @@ def test_a_recorded_listing_of_nvidia() -> None:
 
 
 # Outputs that a lane stores on the main path of each kernel, in bfloat16 and in float32.
-# In turned1 to turned4 of fwd_raster the count goes through both ways of a block, one after the other: 32 outputs each.
 OUTPUTS = {
     "fwd_naive": (1, 1),
     "fwd_shared_memory": (8, 4),
@@ -212,11 +211,15 @@ OUTPUTS = {
     "bwd_warp_walk:few_turns": (32, 32),
     "bwd_warp_walk:framed": (32, 16),
     "bwd_warp_walk:framed_alone": (32, 16),
-    "bwd_warp_walk:scattered": (8, 4),
+    "bwd_warp_walk:scattered": (16, 8),  # clang makes two loops of one, and the count goes through both
     "bwd_persistent": (20, 16),
     "bwd_persistent:apart": (12, 12),
     "bwd_persistent:scattered": (4, 4),
 }
+# The same of kernels for 16-bit elements alone, with operations and, at most, elements that are loaded for each.
+# In turned1 to turned4 the count goes through both ways of a block, one after the other: 32 outputs each.
+NARROW = {f"fwd_raster:turned{turn}": (2 * 32, 13, 2.2) for turn in (1, 2, 3, 4)}
+NARROW |= {f"bwd_warp_walk:{kernel}": (32, 35.5, 3.1) for kernel in ("by_rows", "by_rows_alone")}
 
 
 @pytest.mark.amd
@@ -246,13 +249,13 @@ def test_every_kernel_is_counted_on_its_own_path(arch: str, dtype: str) -> None:
             # A vector each of x, the halo and the taps, and the bias: 13 words for 4 outputs.
             most = 3.25 if kernel == "fwd_register" else 3.1
             assert 1 + is_bwd <= counts.load_bytes / itemsize <= most, kernel
-    for kernel in (f"fwd_raster:turned{turn}" for turn in (1, 2, 3, 4)):
-        if is_wide:  # for 16-bit elements alone
+    for kernel, (outputs, flops, loads) in NARROW.items():
+        if is_wide:
             assert works[kernel] is None, kernel
         else:
-            assert works[kernel].outputs == 2 * 32, kernel
-            assert works[kernel].float_ops == pytest.approx(13, abs=0.6), kernel
-            assert 1 <= works[kernel].load_bytes / itemsize <= 2.1, kernel
+            assert works[kernel].outputs == outputs, kernel
+            assert works[kernel].float_ops == pytest.approx(flops, abs=0.6), kernel
+            assert 1 <= works[kernel].load_bytes / itemsize <= loads, kernel
 
 
 @pytest.mark.amd

@@ -98,6 +98,9 @@ void launch_behind(dim3 grid, dim3 block, stream_t stream, Args... args) {
 __device__ inline void start_next() {}
 __device__ inline void wait_for_previous() {}
 
+// Unknown: HIP's number of that attribute is not the same in all releases, and there may be no header that has it.
+inline int multiprocessors() { return 0; }
+
 inline const char* launch_error() {
     const hipError_t e = hipGetLastError();
     return e == hipSuccess ? nullptr : hipGetErrorString(e);

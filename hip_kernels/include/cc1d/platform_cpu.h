@@ -174,6 +174,7 @@ void launch_behind(dim3 grid, dim3 block, stream_t stream, Args... args) {
 inline void start_next() {}
 inline void wait_for_previous() {}
 
+inline int multiprocessors() { return 1; }
 inline const char* launch_error() { return std::exchange(cc1d_emulation::last_error, nullptr); }
 
 // Launches one kernel of this library from its name, grid, block, and a buffer with its arguments as a GPU gets them: each at

@@ -58,6 +58,14 @@ __device__ inline void start_next() {}
 __device__ inline void wait_for_previous() {}
 #endif
 
+// Of the current device; 0 where a platform does not know.
+inline int multiprocessors() {
+    int device = 0, count = 1;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+    return count;
+}
+
 inline const char* launch_error() {
     const cudaError_t e = cudaGetLastError();
     return e == cudaSuccess ? nullptr : cudaGetErrorString(e);
