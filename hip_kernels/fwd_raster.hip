@@ -362,10 +362,10 @@ __device__ inline void convolve_turned(const Params& p, const Divisor& by_across
         // Asked of the block: a compiler that cannot see that all lanes of a wave go one way makes each shuffle fit for two.
         const bool goes_on = step > 0 && step + kGroupsSteps < p.seqlen;
         Group group{index_t(place.across) * kAdvance, place.across == 0, place.across == by_across.d - 1, false};
+        group.is_plain = !group.is_first && group.dim0 + kSpan <= p.dim;
         if (goes_on) {
             // Begins `begin` elements into a sector, 3 to 18 before the row: then it knows the row's first vector, wherever that begins.
             group.dim0 -= kFour - 1 + (2 * kSector - to_sector(row0) - begin - (kFour - 1)) % kSector;
-            group.is_plain = !group.is_first && group.dim0 + kSpan <= p.dim;
             convolve_turned<kTurn, true>(p, place.batch, steps, group, stores);
         } else if (steps.count > 0) {
             // Begins on the row's first boundary; the last group reaches back to be whole.
