@@ -248,8 +248,8 @@ static int staged_advance(const Params& p) {
 
 // Whether there are such kernels. Beside states or packed sequences they would spill scalar registers.
 constexpr bool kTurns = sizeof(elem_t) == 2 && !kWide && kLanes == kFour && kSteps % kFour == 0 && kSteps <= kGroup / kFour && !(kFewScalars && (kStates || kSeqIdx));
-constexpr int kTurnedBlock = kWarp == kGroup && !kSeqIdx ? 96 : 128;  // 96 is 0.1 to 0.3 % faster than 64 or 128, but then registers spill beside kSeqIdx
-constexpr int kGroupsSteps = kTurnedBlock / kGroup * kSteps;            // of a block
+constexpr int kTurnedBlock = kWarp == kGroup && !kSeqIdx ? 96 : 128;  // 96 is 0.1 to 0.3 % faster than 64 or 128 without kSeqIdx
+constexpr int kGroupsSteps = kTurnedBlock / kGroup * kSteps;          // of a block
 
 // A group of lanes among those of a row: its first channel, whether it has the row's beginning and end, or certainly no channel of another row.
 struct Group {
