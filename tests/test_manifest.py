@@ -64,6 +64,8 @@ def written(cell: Cell) -> Manifest:
         ({"batch": 2, "dim": 3, "seqlen": 256}, "few_turns"),
         ({"batch": 2, "dim": 3, "seqlen": 131}, "framed"),
         ({"batch": 1, "dim": 1024, "seqlen": 131}, "framed_alone"),
+        ({"batch": 2, "dim": 3, "seqlen": 2049}, "by_rows"),
+        ({"batch": 1, "dim": 3, "seqlen": 2049}, "by_rows_alone"),
         ({"batch": 2, "dim": 3, "seqlen": 16385, "view": "sliced_input", "row_stride": 28}, "scattered"),
     ],
 )
