@@ -60,6 +60,7 @@ for dtype, packed in [(d, False) for d in variant.dtypes] + [("bfloat16", True)]
         loaded = kernel.load(build.build(variant, config, {}, "cpu").library)
         shapes = [(1, 1, 1), (1, 10, 1), (2, 5, 3), (1, 3, 17), (2, 7, 129), (1, 64, 65), (2, 9, 64)]
         shapes += [(1, 133, 9), (2, 513, 10), (1, 545, 97)] * (layout == "channel_last")
+        shapes += [(1, 3, 1025), (4, 3, 1023)] * (layout == "channel_first")
         for shape in shapes:
             torch_dtype, last = reference.DTYPES[dtype], layout == "channel_last"
             x, out, dout = (at_the_end(shape, torch_dtype, last) for _ in range(3))
