@@ -117,7 +117,7 @@ def test_a_backward_is_right_in_its_other_kernels(variant: str, shape: dict[str,
 
 @pytest.mark.parametrize("view", ["contiguous", "misaligned"])
 def test_a_backward_row_by_row_is_right_whatever_lies_beyond_its_units(view: str) -> None:
-    """From nothing to a run, at 1000 and at 1025; 1034 and 959 have too much or too little for two units."""
+    """From nothing, at 1000, to all but a run, at 1033; 959 and 1034 have too little or too much for two units."""
     variant = variants.get("bwd_warp_walk")
     for seqlen, arch in (
         (959, ""),
