@@ -3,8 +3,8 @@
 // With the channels contiguous, no lane needs what another has. A thread takes a few neighbouring channels (8 bytes) of
 // `steps` steps, loads those and the `width - 1` before them at once, and never loops: what hides the latency is the
 // number of loads in flight and the number of threads, not a walk. The steps before the tile were just read by the
-// neighbouring tile, so they come from L1 or L2. Rows of 16-bit channels that begin anywhere, but alike in x and out, move in aligned
-// vectors, which lanes shift by what their neighbours hold (turned.h); others a block brings to shared memory. The first tile of a
+// neighbouring tile, so they come from L1 or L2. Rows of channels that begin off the sectors of memory, but alike in x and out, move in
+// aligned vectors, which lanes shift by what their neighbours hold (turned.h); others a block brings to shared memory. The first tile of a
 // row takes its initial state, and the last one writes the final state.
 //
 //            channels ->
@@ -244,11 +244,12 @@ static int staged_advance(const Params& p) {
     return kStagesOut && !kWide && 10 * staged_across(p, kLess) <= 11 * staged_across(p, kTile) ? kLess : kTile;
 }
 
-// --- the same of 16-bit elements, where those of x and out lie alike ------------------------------
+// --- the same where those of x and out lie alike ---------------------------------------------------
 
 // Whether there are such kernels. Beside states or packed sequences they would spill scalar registers.
-constexpr bool kTurns = sizeof(elem_t) == 2 && !kWide && kLanes == kFour && kSteps % kFour == 0 && kSteps <= kGroup / kFour && !(kFewScalars && (kStates || kSeqIdx));
-constexpr int kTurnedBlock = kWarp == kGroup && !kSeqIdx ? 96 : 128;  // 96 is 0.1 to 0.3 % faster than 64 or 128 without kSeqIdx
+constexpr bool kTurns = !kWide && kLanes == kNarrow && kSteps % kNarrow == 0 && kSteps <= InSectors::kBits && !(kFewScalars && (kStates || kSeqIdx));
+constexpr int kTurnedBlock = 128;
+constexpr int kTurnedResident = sizeof(elem_t) == 2 ? 896 : 768;      // threads, as kResident
 constexpr int kGroupsSteps = kTurnedBlock / kGroup * kSteps;          // of a block
 
 // A group of lanes among those of a row: its first channel, whether it has the row's beginning and end, or certainly no channel of another row.
@@ -257,17 +258,29 @@ struct Group {
     bool is_first, is_last, is_plain;
 };
 
-// Channels [begin, end) of a step of a tile one by one, every kFour-th of them by a lane: what is left at the ends of rows.
+// Channels [begin, end) of a step of a tile one by one, every kLanesAStep-th of them by a lane: what is left at the ends of rows. At most
+// 7 of 16 bits: a lane loads all of its own at once.
+constexpr int kLanesAStep = kGroup / kSteps;
+constexpr int kRestAtOnce = kStates || sizeof(elem_t) > 2 ? 1 : 2;  // with states, two would spill registers
 __device__ inline void convolve_rest(const Params& p, index_t batch, const Steps& steps, const Sequences<kSteps>& sequences, int step, index_t begin, index_t end) {
     const index_t t = steps.first + step;
-    for (index_t dim = begin + lane_id() % kFour; dim < end; dim += kFour) {
-        Parameters<1> parameters;
-        parameters.load(p, dim);
-        acc_t sum = parameters.bias(0);
-        for (int w = 0; w < kWidth; ++w)
-            if (!kSeqIdx || sequences.sees(step, kHalo - w)) sum += parameters.weight(0, w) * to_float(x_at(p, batch, dim, t - kHalo + w));
-        const acc_t result = kSeqIdx && sequences.is_padding(step) ? acc_t(0) : activate(sum);
-        static_cast<elem_t*>(p.out)[batch * p.out_batch_stride + dim * p.out_dim_stride + t * p.out_seq_stride] = from_float<elem_t>(result);
+    for (index_t first = begin + lane_id() % kLanesAStep; first < end; first += kRestAtOnce * kLanesAStep) {
+        acc_t values[kRestAtOnce][kWidth];
+        Parameters<1> parameters[kRestAtOnce];
+        for (int i = 0; i < kRestAtOnce; ++i) {
+            const index_t dim = first + i * kLanesAStep < end ? first + i * kLanesAStep : first;
+            for (int w = 0; w < kWidth; ++w) values[i][w] = to_float(x_at(p, batch, dim, t - kHalo + w));
+            if (kRestAtOnce > 1) parameters[i].load_around(p, dim);
+            else parameters[i].load(p, dim);  // 1 % faster in fp32, with the compiler's other choice of registers
+        }
+        for (int i = 0; i < kRestAtOnce; ++i) {
+            const index_t dim = first + i * kLanesAStep;
+            acc_t sum = parameters[i].bias(0);
+            for (int w = 0; w < kWidth; ++w)
+                if (!kSeqIdx || sequences.sees(step, kHalo - w)) sum += parameters[i].weight(0, w) * values[i][w];
+            const acc_t result = kSeqIdx && sequences.is_padding(step) ? acc_t(0) : activate(sum);
+            if (dim < end) static_cast<elem_t*>(p.out)[batch * p.out_batch_stride + dim * p.out_dim_stride + t * p.out_seq_stride] = from_float<elem_t>(result);
+        }
     }
 }
 
@@ -282,15 +295,15 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
     const bool is_plain = kInside && group.is_plain;
     using Rows = TurnedRows<kTurn>;
     const int lane = lane_id() % kGroup, lane0 = lane_id() - lane;
-    const index_t dim = group.dim0 + lane * kFour;
+    const index_t dim = group.dim0 + lane * kNarrow;
     const int64_t x_step = step_bytes(p.x_seq_stride), out_step = step_bytes(p.out_seq_stride);
     const elem_t* from = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim + (steps.first - kHalo) * p.x_seq_stride;
-    four_t vectors[kRows];
+    narrow_t vectors[kRows];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r, from = bytes_on(from, x_step)) vectors[r] = kInside || steps.has(r) ? four_t::load(from - behind(kTurn, r)) : four_t::zero();
+    for (int r = 0; r < kRows; ++r, from = bytes_on(from, x_step)) vectors[r] = kInside || steps.has(r) ? narrow_t::load(from - behind(kTurn, r)) : narrow_t::zero();
     VotedMarks marks;
     if constexpr (kSeqIdx) marks.load(p, batch, steps.first);
-    Parameters<kFour> parameters;
+    Parameters<kNarrow> parameters;
     if (is_plain) parameters.load_pairs(p, dim);
     else parameters.load_around(p, dim);
     Sequences<kSteps> sequences;
@@ -301,7 +314,7 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
         const int by = behind(kTurn, step + kHalo), known = known_vectors(kTurn, step + kHalo);
         const index_t channel = group.dim0 - by, t = steps.first + step;
         const elem_t *row = out + step * p.out_seq_stride - by, *row0 = row - channel;
-        Stored stored(static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(four_t) % (kSector / kFour)), by, known);
+        Stored stored(static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(narrow_t) % kSectorVectors), by, known);
         if (group.is_first) {  // the row before may have stored its own end and this one's beginning
             const bool is_begun = are_joined(p) && t > kGroupsSteps && (kInside || t % kGroupsSteps == 0);
             stored.start(is_begun ? to_sector(row0) : 0, channel, by > 0);
@@ -312,8 +325,8 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
     };
     uint32_t mine = 0;  // a bit a step
     if (is_plain) {
-        const uint32_t bits = stores >> (lane % kFour * InSectors::kBits);
-        mine = lane < kFour ? bits : lane < kGroup - kFour ? ~uint32_t{0} : ~bits;
+        const uint32_t bits = stores >> (lane % kSectorVectors * InSectors::kBits);
+        mine = lane < kSectorVectors ? bits : lane < kGroup - kSectorVectors ? ~uint32_t{0} : ~bits;
     } else {
         const uint32_t of_step = lane < steps.count ? stored_of(lane).mask() : 0;  // of step `lane`, a bit a lane
         for (int step = 0; step < kSteps; ++step) mine |= (shuffle(of_step, lane0 + step) >> lane & 1) << step;
@@ -322,23 +335,23 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
     const auto enter = [&](int row) {
         vectors[row] = Rows::channels(row, vectors[row]);
         if (kStates && !kInside && row < steps.missing)
-            for (int i = 0; i < kFour; ++i) vectors[row].replace(i, x_at(p, batch, dim + i, steps.first + row - kHalo));
+            for (int i = 0; i < kNarrow; ++i) vectors[row].replace(i, x_at(p, batch, dim + i, steps.first + row - kHalo));
     };
-    elem_t* to = out + lane * kFour;
+    elem_t* to = out + lane * kNarrow;
     const auto store = [&](int step, const Results& results) {
-        const four_t v = Rows::in_memory(step + kHalo, results.template part<kFour>(0));
+        const narrow_t v = Rows::in_memory(step + kHalo, results.template part<kNarrow>(0));
         if (mine >> step & 1) v.store(to - behind(kTurn, step + kHalo));
         to = bytes_on(to, out_step);
     };
     convolve(parameters, sequences, enter, [&](int row, int i) { return vectors[row].at(i); }, store);
     if (is_plain || (kInside && are_joined(p) && steps.first > kGroupsSteps)) return;  // nothing is left
-    const int own_step = lane / kFour;
+    const int own_step = lane / kLanesAStep;
     if ((group.is_first || group.is_last) && own_step < steps.count) {
         const Stored stored = stored_of(own_step);
         convolve_rest(p, batch, steps, sequences, own_step, stored.rest_begin, stored.rest_end);
     }
     if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) {
-        write_final_states(p, batch, dim, kFour);
+        write_final_states(p, batch, dim, kNarrow);
         if (group.is_first && lane < group.dim0) write_final_states(p, batch, lane);
         if (group.is_last && group.dim0 + kSpan + lane < p.dim) write_final_states(p, batch, group.dim0 + kSpan + lane);
     }
@@ -346,13 +359,13 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
 
 // Groups of a row: so many that the last one reaches the next row's first whole sector.
 static index_t groups_of(const Params& p) {
-    const index_t inside = ceil_div((p.dim + 2 * kSector + kFour - 1) / kSector * kSector, kAdvance), outside = 1 + ceil_div(p.dim - kSpan, kAdvance);
+    const index_t inside = ceil_div((p.dim + 2 * kSector + kNarrow - 1) / kSector * kSector, kAdvance), outside = 1 + ceil_div(p.dim - kSpan, kAdvance);
     return inside > outside ? inside : outside;
 }
 
 template <int kTurn>
 __device__ inline void convolve_turned(const Params& p, const Divisor& by_across, const Divisor& by_down, int begin, uint32_t stores) {
-    if constexpr (kTurns) {
+    if constexpr (kTurns && kTurn <= kNarrow) {
         const auto ahead = static_cast<uint32_t>(tail_blocks<kTurnedBlock>(p));
         if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kTurnedBlock>(p);
         const Place place(blockIdx.x - ahead, by_across, by_down);
@@ -364,12 +377,12 @@ __device__ inline void convolve_turned(const Params& p, const Divisor& by_across
         Group group{index_t(place.across) * kAdvance, place.across == 0, place.across == by_across.d - 1, false};
         group.is_plain = !group.is_first && group.dim0 + kSpan <= p.dim;
         if (goes_on) {
-            // Begins `begin` elements into a sector, 3 to 18 before the row: then it knows the row's first vector, wherever that begins.
-            group.dim0 -= kFour - 1 + (2 * kSector - to_sector(row0) - begin - (kFour - 1)) % kSector;
+            // Begins `begin` elements into a sector, 3 to 18 (of 16 bits) before the row: then it knows the row's first vector, wherever that begins.
+            group.dim0 -= kNarrow - 1 + (2 * kSector - to_sector(row0) - begin - (kNarrow - 1)) % kSector;
             convolve_turned<kTurn, true>(p, place.batch, steps, group, stores);
         } else if (steps.count > 0) {
             // Begins on the row's first boundary; the last group reaches back to be whole.
-            const index_t aligned = to_sector(row0) % kFour, last = p.dim - kSpan - (p.dim - kSpan - aligned) % kFour;
+            const index_t aligned = to_sector(row0) % kNarrow, last = p.dim - kSpan - (p.dim - kSpan - aligned) % kNarrow;
             group.dim0 = group.dim0 + aligned < last ? group.dim0 + aligned : last;
             convolve_turned<kTurn, false>(p, place.batch, steps, group, 0);
         }
@@ -377,22 +390,29 @@ __device__ inline void convolve_turned(const Params& p, const Divisor& by_across
 }
 
 // A kernel each: one that asks for the turn is 1 % slower.
-extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kResident) void turned1(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<1>(p, by_across, by_down, begin, stores); }
-extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kResident) void turned2(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<2>(p, by_across, by_down, begin, stores); }
-extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kResident) void turned3(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<3>(p, by_across, by_down, begin, stores); }
-extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kResident) void turned4(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<4>(p, by_across, by_down, begin, stores); }
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned1(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<1>(p, by_across, by_down, begin, stores); }
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned2(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<2>(p, by_across, by_down, begin, stores); }
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned3(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<3>(p, by_across, by_down, begin, stores); }
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned4(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<4>(p, by_across, by_down, begin, stores); }
 
 // By how much the rows of both tensors turn, where they lie alike; else 0.
 static uint32_t turn_of(const Params& p) {
     const index_t strides = p.x_seq_stride - p.out_seq_stride, batches = p.x_batch_stride - p.out_batch_stride;
     const auto apart = (reinterpret_cast<uintptr_t>(p.x) - reinterpret_cast<uintptr_t>(p.out)) / sizeof(elem_t);
-    if (!kTurns || p.dim < 2 * kSpan || p.x_seq_stride < p.dim || p.out_seq_stride < p.dim || strides % kFour || batches % kFour || apart % kFour || !Parameters<kLanes>::are_together(p)) return 0;
-    return kFour - static_cast<uint32_t>(-static_cast<uint64_t>(p.x_seq_stride)) % kFour;
+    if (!kTurns || p.dim < 2 * kSpan || p.x_seq_stride < p.dim || p.out_seq_stride < p.dim || strides % kNarrow || batches % kNarrow || apart % kNarrow || !Parameters<kLanes>::are_together(p)) return 0;
+    return kNarrow - static_cast<uint32_t>(-static_cast<uint64_t>(p.x_seq_stride)) % kNarrow;
+}
+
+// Whether sectors that two waves write cost more than what the ends of rows take by turned1 to turned4: of 16 bits only where there is much to do.
+static bool are_cut(const Params& p) {
+    const bool on_sectors = p.out_seq_stride % kSector == 0 && p.out_batch_stride % kSector == 0 && to_sector(static_cast<const elem_t*>(p.out)) == 0;
+    return !on_sectors && (sizeof(elem_t) > 2 || p.batch * p.dim * p.seqlen >= (1 << 23));
 }
 
 static Channels how(const Params& p) {
     const Channels channels = channels_of<kLanes, kAcross>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
                                                                {p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride}});
+    if (channels == Channels::vectors && are_cut(p) && turn_of(p)) return Channels::apart;
     if (channels != Channels::vectors || !kTogether || Parameters<kLanes>::are_together(p)) return channels;
     return p.dim >= kAcross * kLanes ? Channels::apart : Channels::scattered;
 }

@@ -219,9 +219,16 @@ BUGS = (
     _bug(
         "a row that turns the other way",
         "fwd_raster",
-        "return row * turn % kFour",
-        "return row * (kFour - turn) % kFour",
+        "return row * turn % kNarrow",
+        "return row * (kNarrow - turn) % kNarrow",
         **_TURNED,
+    ),
+    _bug(
+        "rows of 4-byte channels that do not turn",
+        "fwd_raster",
+        "return row * turn % kNarrow",
+        "return row * (sizeof(elem_t) == 4 ? 0 : turn) % kNarrow",
+        **_TURNED | {"dtype": "float32"},
     ),
     _bug(
         "the next lane's vector from the lane below",
@@ -233,7 +240,13 @@ BUGS = (
     _bug(
         "a vector that the group does not know", "fwd_raster", "? kGroup : kGroup - 1", "? kGroup : kGroup", **_TURNED
     ),
-    _bug("a sector too few", "fwd_raster", "= begin + kAdvance / kFour;", "= begin + kAdvance / kFour - 4;", **_TURNED),
+    _bug(
+        "a sector too few",
+        "fwd_raster",
+        "= begin + kAdvance / kNarrow;",
+        "= begin + kAdvance / kNarrow - 4;",
+        **_TURNED,
+    ),
     _bug("the rest a channel short", "fwd_raster", "rest_end = to;", "rest_end = to - 1;", **_TURNED),
     _bug("a lane begins a vector late", "fwd_raster", "lane = stored.begin;", "lane = stored.begin + 1;", **_TURNED),
     _bug(
@@ -262,7 +275,7 @@ BUGS = (
         "fwd_raster",
         "(ends ? channels : first + advance)",
         "(ends ? channels : advance)",
-        **_STAGED | {"dtype": "float32", "dim": 1101},
+        **_STAGED | {"dtype": "float32", "dim": 1101, "view": "sliced_input", "row_stride": 1126},
     ),
     _bug(
         "weights of a tile's last channel",
@@ -282,7 +295,7 @@ BUGS = (
         "fwd_raster",
         "(at_end ? ends : begins && lead > 0 && whole > 0)",
         "(at_end && ends)",
-        **_STAGED | {"dtype": "float32"},
+        **_STAGED | {"dtype": "float32", "dim": 101},
     ),
     _bug("channels apart stored side by side", "bwd_persistent", "? i * Across :", "? i :", **_APART),
     _bug("last tile does not reach back", "bwd_persistent", "begin > last ? last : begin", "begin", **_APART),

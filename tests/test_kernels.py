@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted import Planted, plant
 
 from cc1d_lab import build, kernel, reference, variants
 from cc1d_lab.case import Case
@@ -60,23 +62,43 @@ def test_variant_is_right_where_x_and_out_lie_otherwise(variant: variants.Varian
 def test_rows_of_channels_are_right_however_they_turn(features: tuple[str, ...], arch: str) -> None:
     """Strides of 1, 2, 3 and 4 modulo 4, the last an element behind a boundary; the first and last steps, too."""
     more = dict.fromkeys(features, True)
-    shapes = ((513, 75, "contiguous"), (514, 96, "contiguous"), (515, 75, "contiguous"), (515, 75, "misaligned"))
-    for dim, seqlen, view in shapes:
-        case = Case(1, dim, seqlen, dtype="bfloat16", layout="channel_last", view=view, activation="silu", **more)
-        _assert_ok(variants.get("fwd_raster"), case, arch)
+    narrow = ((513, 75, "contiguous"), (514, 96, "contiguous"), (515, 75, "contiguous"), (515, 75, "misaligned"))
+    wide = ((257, 75, "contiguous"), (258, 96, "contiguous"), (259, 75, "misaligned"))
+    for dtype, shapes in (("bfloat16", narrow), ("float32", wide)):
+        for dim, seqlen, view in shapes:
+            case = Case(1, dim, seqlen, dtype=dtype, layout="channel_last", view=view, activation="silu", **more)
+            _assert_ok(variants.get("fwd_raster"), case, arch)
 
 
-@pytest.mark.parametrize("width", [2, 4])
-def test_rows_of_channels_are_right_wherever_in_a_sector_they_begin(width: int) -> None:
-    """Every stride modulo its 16 channels, rows with a gap and without, the last tile full or not."""
+@pytest.mark.parametrize(("width", "dtype"), [(2, "bfloat16"), (4, "bfloat16"), (4, "float32")])
+def test_rows_of_channels_are_right_wherever_in_a_sector_they_begin(width: int, dtype: str) -> None:
+    """Every stride modulo its 16 channels, or 8, rows with a gap and without, the last tile full or not."""
     for dim in range(545, 561):
         draw = functools.partial(torch.randint, -3, 4, generator=torch.Generator().manual_seed(dim))
-        x, weight, bias = (draw(size=size).bfloat16() for size in ((2, dim, 96 + dim % 2), (dim, width), (dim,)))
+        x, weight, bias = (
+            draw(size=size).to(reference.DTYPES[dtype]) for size in ((2, dim, 96 + dim % 2), (dim, width), (dim,))
+        )
         padded = torch.nn.functional.pad(x.float(), (width - 1, 0))
         exact = torch.nn.functional.conv1d(padded, weight.float()[:, None], bias.float(), groups=dim)
         for view in ("contiguous", "misaligned"):
-            layout = {"dtype": "bfloat16", "layout": "channel_last", "width": width, "view": view}
+            layout = {"dtype": dtype, "layout": "channel_last", "width": width, "view": view}
             assert torch.equal(_conv(variants.get("fwd_raster"), x, weight, bias, **layout).float(), exact), (dim, view)
+
+
+@pytest.mark.parametrize("features", [(), ("states", "seq_idx")], ids="+".join)
+def test_rows_on_vectors_but_off_sectors_are_right_by_either_way(
+    features: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of large calls, asked for by a threshold that each call passes, and the other."""
+    for dim in (516, 520):
+        case = Case(
+            2, dim, 75, dtype="bfloat16", layout="channel_last", activation="silu", **dict.fromkeys(features, True)
+        )
+        _assert_ok(variants.get("fwd_raster"), case)
+        with monkeypatch.context() as changed:
+            large = Planted("large", "fwd_raster", ">= (1 << 23)", ">= 1", case, "fwd_raster.hip")
+            changed.setenv("CC1D_KERNELS", str(plant(large, tmp_path / str(dim))))
+            _assert_ok(variants.get("fwd_raster"), case)
 
 
 @pytest.mark.parametrize("arch", ["wave64", "wave32_gfx12"])

@@ -216,10 +216,16 @@ OUTPUTS = {
     "bwd_persistent:apart": (12, 12),
     "bwd_persistent:scattered": (4, 4),
 }
-# The same of kernels for 16-bit elements alone, with operations and, at most, elements that are loaded for each.
-# In turned1 to turned4 the count goes through both ways of a block, one after the other: 32 outputs each.
-NARROW = {f"fwd_raster:turned{turn}": (2 * 32, 13, 2.2) for turn in (1, 2, 3, 4)}
-NARROW |= {f"bwd_warp_walk:{kernel}": (32, 35.5, 3.1) for kernel in ("by_rows", "by_rows_alone")}
+# The same of kernels that not every dtype has, in bfloat16 and in float32, with operations and, at most, elements that
+# are loaded for each. In turned1 to turned4 the count goes through both ways of a block, one after the other: 32 or 16
+# outputs each. In float32 clang puts what a step computes under the mask of its store, and where that is not the same
+# from step to step, the count takes some for the arm that is left out.
+SOME = {f"fwd_raster:turned{turn}": ((2 * 32, 13, 2.2), None) for turn in (3, 4)}
+SOME |= {
+    "fwd_raster:turned1": ((2 * 32, 13, 2.2), (20, 22, 3)),
+    "fwd_raster:turned2": ((2 * 32, 13, 2.2), (2 * 16, 21.5, 2.2)),
+}
+SOME |= {f"bwd_warp_walk:{kernel}": ((32, 35.5, 3.1), None) for kernel in ("by_rows", "by_rows_alone")}
 
 
 @pytest.mark.amd
@@ -249,10 +255,11 @@ def test_every_kernel_is_counted_on_its_own_path(arch: str, dtype: str) -> None:
             # A vector each of x, the halo and the taps, and the bias: 13 words for 4 outputs.
             most = 3.25 if kernel == "fwd_register" else 3.1
             assert 1 + is_bwd <= counts.load_bytes / itemsize <= most, kernel
-    for kernel, (outputs, flops, loads) in NARROW.items():
-        if is_wide:
+    for kernel, expected in SOME.items():
+        if expected[is_wide] is None:
             assert works[kernel] is None, kernel
         else:
+            outputs, flops, loads = expected[is_wide]
             assert works[kernel].outputs == outputs, kernel
             assert works[kernel].float_ops == pytest.approx(flops, abs=0.6), kernel
             assert 1 <= works[kernel].load_bytes / itemsize <= loads, kernel
