@@ -145,6 +145,17 @@ BUGS = (
     _bug("band one step late", "fwd_toeplitz_wmma", "column + kSide - n", "column + kSide - 1 - n"),
     _bug("halo of the run left out", "fwd_toeplitz_wmma", "if (loads_halo) halo", "if (false) halo", seqlen=2100),
     _bug("halo of a row taken from the row before", "fwd_toeplitz_wmma", " && !run.starts_row()", "", seqlen=2048),
+    _bug(
+        "steps behind the last run left out", "fwd_toeplitz_wmma", "if (loads_later) put", "if (false) put", seqlen=1030
+    ),
+    _bug(
+        "steps before a frame's first vector left out",
+        "fwd_toeplitz_wmma",
+        "run.t < 0 && i < end",
+        "false",
+        view="misaligned",
+    ),
+    _bug("few runs longer than they are", "fwd_toeplitz_wmma", "plan_of(p, 1)", "plan_of(p, 2)", dim=2, seqlen=600),
     _bug("sums read before all lanes wrote them", "fwd_toeplitz_wmma", "        sync_wave();\n\n", ""),
     _bug("initial state ignored", "fwd_naive", "from >= seen", "from >= seen && from >= 0", **_PACKED),
     _bug("states smeared across sequences", "fwd_naive", "from >= seen", "true", **_PACKED),

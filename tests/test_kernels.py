@@ -115,8 +115,14 @@ def test_variant_is_right_at_every_wave_size(variant: variants.Variant, arch: st
 @pytest.mark.parametrize("variant", [v for v in EVERY if v.layouts == ("channel_last",)], ids=lambda v: v.name)
 def test_rows_of_channels_may_begin_anywhere(variant: variants.Variant, dim: int, dtype: str) -> None:
     """From 128 channels on `fwd_raster` and `bwd_persistent` have a kernel for them; from 513 on, in two tiles."""
-    for view, seqlen in (("contiguous", 9), ("misaligned", 17), ("sliced_input", 2)):
-        for case in _suited(variant, dim=dim, dtype=dtype, view=view, seqlen=seqlen):
+    unlike = {"row_stride": dim + 25}  # the rows of x and out at other distances from a boundary
+    for view, seqlen, more in (
+        ("contiguous", 9, {}),
+        ("misaligned", 17, {}),
+        ("sliced_input", 2, {}),
+        ("sliced_input", 10, unlike),
+    ):
+        for case in _suited(variant, dim=dim, dtype=dtype, view=view, seqlen=seqlen, **more):
             _assert_ok(variant, case)
             if variant.features and view == "misaligned":
                 _assert_ok(variant, replace(case, **dict.fromkeys(variant.features, True)))
@@ -153,6 +159,16 @@ def test_a_backward_row_by_row_is_right_whatever_lies_beyond_its_units(view: str
     ):
         for case in _suited(variant, dtype="bfloat16", dim=3, seqlen=seqlen, view=view):
             _assert_ok(variant, case, arch)
+
+
+@pytest.mark.parametrize("dim", [3, 21])
+def test_a_banded_product_is_right_whatever_lies_behind_its_last_run(dim: int) -> None:
+    """Runs of 256 steps for 3 channels, of 1024 for 21, and from nothing to 24 steps behind the last one."""
+    lengths = (1, 17, 18, 24, 25, 256, 273, 274, 280, 281, 1017, 1024, 1026, 1041, 1042, 1048, 1049)
+    for seqlen in lengths:
+        for view in ("contiguous", "misaligned"):
+            for case in _suited(variants.get("fwd_toeplitz_wmma"), dtype="float16", dim=dim, seqlen=seqlen, view=view):
+                _assert_ok(variants.get("fwd_toeplitz_wmma"), case, "wave64" if seqlen % 256 == 1 else "")
 
 
 @pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)
