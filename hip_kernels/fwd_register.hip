@@ -73,8 +73,8 @@ __device__ inline void sum_sequences(const Parameters<1>& parameters, const acc_
 // sequences, which that would cost 0.5 %). `inner`: channels of a batch, or batches of a channel; `count`: runs of all rows; `ahead`: blocks
 // before those.
 template <Rows kRows, int kRun, int kThreads>
-__device__ inline void convolve(const Params& p, const Divisor& runs, const Divisor& inner, bool by_channel, uint32_t count, uint32_t ahead) {
-    by_channel = by_channel && !kSeqIdx;
+__device__ inline void convolve(const Params& p, const Divisor& runs, const Divisor& inner, int by_channel, uint32_t count, uint32_t ahead) {
+    if (kSeqIdx) by_channel = 0;
     using run_t = Packed<elem_t, kRun>;
     if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kThreads>(p);
     const uint32_t place = (kTailBlocks ? blockIdx.x - ahead : blockIdx.x) * kThreads + threadIdx.x;
@@ -140,13 +140,13 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
     if (kStates && !kTailBlocks && exists && run.first() < run.last() && run.ends_row()) write_final_states(p, batch, dim);
 }
 
-extern "C" __global__ __launch_bounds__(kBlock, kMinThreads / kBlock) void fwd_register(const Params p, const Divisor runs, const Divisor inner, bool by_channel, uint32_t count, uint32_t ahead) {
+extern "C" __global__ __launch_bounds__(kBlock, kMinThreads / kBlock) void fwd_register(const Params p, const Divisor runs, const Divisor inner, int by_channel, uint32_t count, uint32_t ahead) {
     convolve<Rows::aligned, kShort, kBlock>(p, runs, inner, by_channel, count, ahead);
 }
-extern "C" __global__ __launch_bounds__(kFramedBlock, kMinThreads / kFramedBlock) void framed(const Params p, const Divisor runs, const Divisor inner, bool by_channel, uint32_t count, uint32_t ahead) {
+extern "C" __global__ __launch_bounds__(kFramedBlock, kMinThreads / kFramedBlock) void framed(const Params p, const Divisor runs, const Divisor inner, int by_channel, uint32_t count, uint32_t ahead) {
     convolve<Rows::framed, kLong, kFramedBlock>(p, runs, inner, by_channel, count, ahead);
 }
-extern "C" __global__ __launch_bounds__(kBlock, kMinThreads / kBlock) void scattered(const Params p, const Divisor runs, const Divisor inner, bool by_channel, uint32_t count, uint32_t ahead) {
+extern "C" __global__ __launch_bounds__(kBlock, kMinThreads / kBlock) void scattered(const Params p, const Divisor runs, const Divisor inner, int by_channel, uint32_t count, uint32_t ahead) {
     convolve<Rows::scattered, kShort, kBlock>(p, runs, inner, by_channel, count, ahead);
 }
 
@@ -168,7 +168,7 @@ static void launch_marks(const Params&, stream_t) {}
 template <auto Kernel, int Block>
 static void launch_runs(const Params& p, index_t runs, stream_t stream) {
     const index_t count = p.batch * p.dim * runs, ahead = tail_blocks<Block>(p);
-    const bool by_channel = !kSeqIdx && p.x_batch_stride < p.x_dim_stride;
+    const int by_channel = !kSeqIdx && p.x_batch_stride < p.x_dim_stride;
     const dim3 grid = grid_of(ahead + ceil_div(count, Block), 1, 1, ahead + Divisor::kLimit / Block);
     if (kSeqIdx && Kernel != fwd_register) {
         launch_marks(p, stream);
