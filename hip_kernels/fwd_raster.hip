@@ -250,8 +250,9 @@ static int staged_advance(const Params& p) {
 constexpr bool kTurns = !kWide && kLanes == kNarrow && kSteps % kNarrow == 0 && kSteps <= InSectors::kBits && !(kFewScalars && (kStates || kSeqIdx));
 // 96 is 0.2 to 0.3 % faster from 50 MB on in 16 bits, and up to 10 % slower below 5 us.
 constexpr int kTurnedBlock = kWarp == kGroup && sizeof(elem_t) == 2 && !kSeqIdx ? 96 : 128;
-constexpr int kTurnedResident = sizeof(elem_t) == 2 ? 896 : 768;      // threads, as kResident
-constexpr int kGroupsSteps = kTurnedBlock / kGroup * kSteps;          // of a block
+// In fp32 more registers pay; in 16 bits what fwd_raster takes with packed sequences would spill.
+constexpr int kTurnedResident = (kResident < 896 ? kResident : 896) - (sizeof(elem_t) > 2 ? 128 : 0);
+constexpr int kGroupsSteps = kTurnedBlock / kGroup * kSteps;  // of a block
 
 // A group of lanes among those of a row: its first channel, whether it has the row's beginning and end, or certainly no channel of another row.
 struct Group {

@@ -2,9 +2,9 @@
 //
 // Memory is moved in vectors of 8 bytes on their own alignment, and stored in whole sectors of 32 bytes: two waves that write parts of
 // one cost the L2 more than reading a sector twice. A group of 32 lanes takes its channels from one on where its first row lies on a
-// boundary; the next row lies `turn` elements further behind one than the row before it (its stride, modulo a vector's elements), which is known when the
-// kernel is compiled, so that a row is shifted by a constant. A lane's channels are the same in all rows. Of the four places in a sector
-// where a tile's first row may begin, that one is taken by which the most rows leave their group whole sectors (InSectors).
+// boundary; the next row lies `turn` elements further behind one than the row before it (its stride, modulo those of a vector), which is
+// known when the kernel is compiled, so that a row is shifted by a constant. A lane's channels are the same in all rows. Of the four places
+// in a sector where a tile's first row may begin, that one is taken by which the most rows leave their group whole sectors (InSectors).
 //
 //   row 0   |0 1 2 3|4 5 6 7|8 9 . .        of 16 bits: lane 0 has 0 1 2 3, lane 1 has 4 5 6 7, ...
 //   row 1   |. 0 1 2|3 4 5 6|7 8 9 .        turn 1: lane 0 takes 3 from lane 1's vector, and gives it back where it is stored
@@ -20,7 +20,7 @@ constexpr int kAdvance = kSpan - kSector;      // channels to the next one, whic
 constexpr int kSectorVectors = kSector / kNarrow;
 using narrow_t = Packed<elem_t, kNarrow>;
 
-// Elements by which a row's first channel lies behind a boundary. `turn`: 1 to 4, 4 where all rows lie alike.
+// Elements by which a row's first channel lies behind a boundary. `turn`: 1 to kNarrow, kNarrow where all rows lie alike.
 __host__ __device__ constexpr int behind(int turn, int row) { return row * turn % kNarrow; }
 
 // Vectors of a row of which a group has all channels, but for the first where the row lies behind: the last one if no row lies further behind.
