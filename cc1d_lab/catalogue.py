@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .paths import checkout, kernels_dir
 from .results import Row, load_rows, read
-from .variants import VARIANTS, Variant
+from .variants import VARIANTS, Tunable, Variant
 
 _INTRODUCTION = """\
 # Kernels
@@ -86,8 +86,12 @@ def _chapter(variant: Variant) -> str:
         parts.append(line)
     if fenced:
         parts.append("```")
-    knobs = ", ".join(f"`{n}` ({', '.join(map(str, t.choices))}; {t.default})" for n, t in variant.tunables.items())
+    knobs = ", ".join(f"`{n}` ({', '.join(map(str, t.choices))}; {_default(t)})" for n, t in variant.tunables.items())
     return "\n".join([*parts, "", *([f"Tunables: {knobs}.", ""] if knobs else [])])
+
+
+def _default(tunable: Tunable) -> str:
+    return f"{tunable.default}" + (f", in float32 {tunable.of_float32}" if tunable.of_float32 else "")
 
 
 # --- the README's ladder ---------------------------------------------------------------------------

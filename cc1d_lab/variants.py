@@ -25,12 +25,18 @@ EMULATED_SECONDS = (
 class Tunable:
     """A compile-time knob: it reaches the kernel as -DCC1D_<NAME>=<value>.
 
-    `fixed`: the value that a case takes whatever the choices, or None where they hold.
+    `fixed`: the value that a case takes whatever the choices, or None where they hold. `of_float32`: the
+    default for float32, where it is another one.
     """
 
     default: int
     choices: tuple[int, ...]
     fixed: Callable[[Case], int | None] = lambda case: None
+    of_float32: int | None = None
+
+    def default_of(self, case: Case) -> int:
+        """The value for a case that fixes none."""
+        return self.of_float32 if self.of_float32 is not None and case.dtype == "float32" else self.default
 
 
 @dataclass(frozen=True)
@@ -101,10 +107,18 @@ def _if_wide(size: int) -> Callable[[Case], int | None]:
     return lambda case: size if case.width > 4 and case.itemsize == 2 else None
 
 
-def _resident(case: Case) -> int | None:
+def _raster_steps(case: Case) -> int | None:
+    if case.width > 4:
+        return 12 if case.itemsize == 2 else 8
+    return 8 if case.states or case.seq_idx else None
+
+
+def _raster_resident(case: Case) -> int | None:
     if case.width > 4:
         return 640
-    return 1024 if case.seq_idx and case.dtype == "bfloat16" else None
+    if case.states or case.seq_idx:
+        return 1024 if case.itemsize == 2 else 896
+    return None
 
 
 def _round16(n: int) -> int:
@@ -204,9 +218,9 @@ _ENTRIES = (
         tunables={
             "block": Tunable(128, (64, 128, 256), _if_wide(64)),
             "across": Tunable(32, (32, 64)),
-            "steps": Tunable(8, (2, 4, 8, 16), _if_wide(12)),
+            "steps": Tunable(4, (2, 4, 8, 16), _raster_steps, of_float32=2),
             "bytes": Tunable(8, (8, 16)),
-            "resident": Tunable(896, (512, 768, 896, 1024), _resident),
+            "resident": Tunable(1280, (512, 768, 896, 1024, 1280, 1536), _raster_resident, of_float32=1536),
         },
     ),
     Variant(
@@ -368,7 +382,7 @@ def fixed(variant: Variant, case: Case) -> dict[str, int]:
 
 def defaults(variant: Variant, case: Case) -> dict[str, int]:
     """The tunables of a variant where none is given: what the case fixes, else the default."""
-    return {name: t.default for name, t in variant.tunables.items()} | fixed(variant, case)
+    return {name: t.default_of(case) for name, t in variant.tunables.items()} | fixed(variant, case)
 
 
 def resolve_tunables(variant: Variant, given: Mapping[str, int], case: Case | None = None) -> dict[str, int]:

@@ -4,7 +4,8 @@
 // walker of a slab of channels takes an equal run of it, whatever sequences that crosses. At step t a thread has x of
 // the last `width` steps and the gradient g = dout * act'(pre-activation) of the last `width` steps: it adds to dweight
 // and dbias, and dx of step t - (width - 1) is complete. A run looks width - 1 steps past its end. A few steps of x and dout are
-// loaded at once, those after them before these are used.
+// loaded at once, those after them before these are used. Rows that lines of memory (128 bytes) are cut by are fetched in whole lines
+// (`off_lines`, `apart`).
 //
 //            channels ->  slab 0 | slab 1 | ...
 //   steps    walker 0 |
@@ -27,12 +28,14 @@ constexpr int kWalkers = kNarrow ? CC1D_WALKERS : CC1D_WALKERS * 2 / 3;
 constexpr int kHalo = kWidth - 1;
 constexpr int kDown = kBlock / kAcross;  // walkers of a block
 constexpr index_t kShortest = 8;         // steps of a walker at least
+constexpr int kLine = 128 / sizeof(elem_t), kTwoLines = 256;  // of memory: elements of one, bytes of two
 static_assert(kChannelLast, "a thread's channels lie side by side");
 
-// What a thread carries from step to step. x and gradient: the last kHalo steps, oldest first.
-template <Channels kHow>
+// What a thread carries from step to step. x and gradient: the last kHalo steps, oldest first. kFetch: of load_raw.
+template <Channels kHow, int kFetch>
 struct Walker {
-    using Row = ChannelRow<kHow, kLanes, kAcross>;
+    using Row = ChannelRow<kHow, kLanes, kAcross, kFetch>;
+    static constexpr Channels how = kHow;
     const Params& p;
     OwnChannels<kHow, kLanes, kAcross> own;
     int64_t x_step, dout_step, dx_step;  // bytes to the next step
@@ -40,13 +43,13 @@ struct Walker {
     acc_t x[kHalo + 1][kLanes], gradient[kHalo + 1][kLanes], sums[kSums][kLanes];
 };
 
-template <Channels kHow, int kSteps>
+template <typename W, int kSteps>
 struct Rows {
-    typename Walker<kHow>::Row x[kSteps], dout[kSteps];
+    typename W::Row x[kSteps], dout[kSteps];
 
     // Steps t to t + kSteps - 1, as zero from `end` on.
-    __device__ void load(const Walker<kHow>& w, const elem_t* x_at_t, const elem_t* dout_at_t, index_t t, index_t end) {
-        if (kHow == Channels::vectors && t + kSteps <= end) {  // the usual way, with nothing to ask
+    __device__ void load(const W& w, const elem_t* x_at_t, const elem_t* dout_at_t, index_t t, index_t end) {
+        if (W::how == Channels::vectors && t + kSteps <= end) {  // the usual way, with nothing to ask
 #pragma unroll
             for (int s = 0; s < kSteps; ++s) {
                 x[s].load(bytes_on(x_at_t, s * w.x_step), w.p.x_dim_stride, kLanes);
@@ -64,8 +67,8 @@ struct Rows {
 };
 
 // One step: its x and dout join the windows. dx of the step kHalo before. `counts`: it is one of this walker's.
-template <Channels kHow, typename Row = typename Walker<kHow>::Row>
-__device__ inline void advance(Walker<kHow>& w, const Row& x, const Row& dout, bool counts, acc_t (&dx)[kLanes]) {
+template <typename W>
+__device__ inline void advance(W& w, const typename W::Row& x, const typename W::Row& dout, bool counts, acc_t (&dx)[kLanes]) {
     for (int i = 0; i < kLanes; ++i) {
         w.x[kHalo][i] = x.at(i);
         acc_t g = dout.at(i);
@@ -89,18 +92,18 @@ __device__ inline void advance(Walker<kHow>& w, const Row& x, const Row& dout, b
 }
 
 // Steps begin to end - 1 of one batch element.
-template <Channels kHow>
-__device__ inline void walk(Walker<kHow>& w, index_t batch, index_t begin, index_t end) {
-    using Row = typename Walker<kHow>::Row;
+template <typename W>
+__device__ inline void walk(W& w, index_t batch, index_t begin, index_t end) {
+    using Row = typename W::Row;
     const Params& p = w.p;
     const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + w.own.dim * p.x_dim_stride + begin * p.x_seq_stride;
     const elem_t* dout = static_cast<const elem_t*>(p.dout) + batch * p.dout_batch_stride + w.own.dim * p.dout_dim_stride + begin * p.dout_seq_stride;
     elem_t* dx = static_cast<elem_t*>(p.dx) + batch * p.dx_batch_stride + w.own.dim * p.dx_dim_stride + (begin - kHalo) * p.dx_seq_stride;
     const index_t seen = end + kHalo < p.seqlen ? end + kHalo : p.seqlen;  // past it there is nothing, and no gradient
-    constexpr int kSteps = kHow == Channels::scattered ? 1 : kHow == Channels::apart ? 3 : kTogether;
+    constexpr int kSteps = W::how == Channels::scattered ? 1 : W::how == Channels::apart ? 3 : kTogether;
     Row before[kHalo + 1];
     for (int k = 0; k < kHalo; ++k) before[k].load(x + (k - kHalo) * p.x_seq_stride, p.x_dim_stride, begin - kHalo + k >= 0 ? w.own.count : 0);
-    Rows<kHow, kSteps> rows;
+    Rows<W, kSteps> rows;
     rows.load(w, x, dout, begin, seen);
     for (int k = 0; k < kHalo; ++k)
         for (int i = 0; i < kLanes; ++i) {
@@ -114,7 +117,7 @@ __device__ inline void walk(Walker<kHow>& w, index_t batch, index_t begin, index
         if (stores) Row::store(bytes_on(dx, s * w.dx_step), p.dx_dim_stride, w.own.count, Row::vector_t::from(dx_before));
     };
     for (index_t t = begin; t < end + kHalo; t += kSteps) {
-        Rows<kHow, kSteps> next;
+        Rows<W, kSteps> next;
         next.load(w, bytes_on(x, kSteps * w.x_step), bytes_on(dout, kSteps * w.dout_step), t + kSteps, seen);
         if (t - kHalo >= begin && t + kSteps <= end) {  // all in the middle
 #pragma unroll
@@ -131,18 +134,18 @@ __device__ inline void walk(Walker<kHow>& w, index_t batch, index_t begin, index
 }
 
 // Steps first to last - 1 of the line of all batch elements.
-template <Channels kHow>
-__device__ inline void walk_all(Walker<kHow>& w, index_t first, index_t last) {
+template <typename W>
+__device__ inline void walk_all(W& w, index_t first, index_t last) {
     while (first < last) {
         const index_t batch = first / w.p.seqlen, begin = first - batch * w.p.seqlen;
         const index_t end = begin + (last - first) < w.p.seqlen ? begin + (last - first) : w.p.seqlen;
-        walk<kHow>(w, batch, begin, end);
+        walk(w, batch, begin, end);
         first += end - begin;
     }
 }
 
 // `share`: steps of a walker.
-template <Channels kHow>
+template <Channels kHow, int kFetch = 0>
 __device__ inline void backward(const Params& p, uint32_t slabs, index_t share) {
     __shared__ acc_t sums[kDown][kAcross * kLanes];
     // The blocks of the second stage that wait on a multiprocessor slow the walk; only one that is shorter than a launch goes on beside them.
@@ -153,12 +156,12 @@ __device__ inline void backward(const Params& p, uint32_t slabs, index_t share) 
     const index_t lines = p.batch * p.seqlen;
     const index_t first = (index_t(part) * kDown + down) * share, last = first + share < lines ? first + share : lines;
 
-    Walker<kHow> w{p, {p, slab, across}, step_bytes(p.x_seq_stride), step_bytes(p.dout_seq_stride), step_bytes(p.dx_seq_stride)};
+    Walker<kHow, kFetch> w{p, {p, slab, across}, step_bytes(p.x_seq_stride), step_bytes(p.dout_seq_stride), step_bytes(p.dx_seq_stride)};
     for (int s = 0; s < kSums; ++s)
         for (int i = 0; i < kLanes; ++i) w.sums[s][i] = 0;
     if (w.own.count > 0) {
         w.parameters.load(p, w.own.dim, kHow == Channels::scattered ? w.own.count : kLanes, w.own.kStep);
-        walk_all<kHow>(w, first, last);
+        walk_all(w, first, last);
     }
     if (is_long) start_next();
 
@@ -182,8 +185,11 @@ __device__ inline void backward(const Params& p, uint32_t slabs, index_t share) 
 extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void bwd_persistent(const Params p, uint32_t slabs, index_t share) {
     backward<Channels::vectors>(p, slabs, share);
 }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void off_lines(const Params p, uint32_t slabs, index_t share) {
+    backward<Channels::vectors, kTwoLines>(p, slabs, share);
+}
 extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void apart(const Params p, uint32_t slabs, index_t share) {
-    backward<Channels::apart>(p, slabs, share);
+    backward<Channels::apart, kTwoLines>(p, slabs, share);
 }
 extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void scattered(const Params p, uint32_t slabs, index_t share) {
     backward<Channels::scattered>(p, slabs, share);
@@ -212,11 +218,19 @@ struct Plan {
     }
 };
 
-static Channels how(const Params& p) {
-    return channels_of<kLanes, kAcross>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
-                                            {p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride},
-                                            {p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride}});
-}
+// How the rows of all tensors lie.
+struct Lie {
+    Channels channels;
+    bool on_lines = true;  // all rows begin on a line of memory
+
+    explicit Lie(const Params& p) {
+        const Strided tensors[] = {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
+                                   {p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride},
+                                   {p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride}};
+        channels = channels_of<kLanes, kAcross>(p, tensors);
+        for (const Strided& tensor : tensors) on_lines = on_lines && tensor.aligned_along_channels(kLine);
+    }
+};
 
 static int64_t workspace_bytes(const Params& p) { return Plan(p).parts * kSums * p.dim * sizeof(acc_t); }
 
@@ -224,8 +238,10 @@ static void launch_stage(int stage, const Params& p, stream_t stream) {
     const Plan plan(p);
     const dim3 grid = grid_of(plan.parts * plan.slabs);
     const auto slabs = static_cast<uint32_t>(plan.slabs);
-    const Channels channels = how(p);
-    if (stage == 0 && channels == Channels::vectors) launch<bwd_persistent>(grid, dim3(kBlock), stream, p, slabs, plan.share);
+    const Lie lie(p);
+    const Channels channels = lie.channels;
+    if (stage == 0 && channels == Channels::vectors && !lie.on_lines) launch<off_lines>(grid, dim3(kBlock), stream, p, slabs, plan.share);
+    if (stage == 0 && channels == Channels::vectors && lie.on_lines) launch<bwd_persistent>(grid, dim3(kBlock), stream, p, slabs, plan.share);
     if (stage == 0 && channels == Channels::apart) launch<apart>(grid, dim3(kBlock), stream, p, slabs, plan.share);
     if (stage == 0 && channels == Channels::scattered) launch<scattered>(grid, dim3(kBlock), stream, p, slabs, plan.share);
     const bool many = p.dim >= kManyChannels;

@@ -19,12 +19,18 @@
 
 constexpr int kBlock = CC1D_BLOCK;
 constexpr bool kWide = kWidth > 4;        // a halo as long as a tile asks for other tiles
-constexpr int kSteps = CC1D_STEPS;
 constexpr int kAcross = CC1D_ACROSS;      // threads side by side along the channels
 constexpr int kDown = kBlock / kAcross;   // threads below one another along the sequence
-constexpr int kHalo = kWidth - 1, kRows = kHalo + kSteps;
-constexpr int kResident = CC1D_RESIDENT;  // threads that are to fit on a multiprocessor: bounds the registers
+constexpr int kHalo = kWidth - 1;
+// Of a tile of aligned rows, and threads that are to fit on a multiprocessor, which bounds their registers: many of few steps have the last
+// ones done sooner.
+constexpr int kSteps = CC1D_STEPS, kResident = CC1D_RESIDENT;
+// The same of tiles of other rows, each of which costs more: more steps share the halo.
+constexpr int kLongSteps = kWide && sizeof(elem_t) == 2 ? 12 : 8, kLongRows = kHalo + kLongSteps;
+constexpr int kMostLong = kWide ? 640 : 896, kLongResident = kResident < kMostLong ? kResident : kMostLong;
 constexpr int kLanes = CC1D_BYTES / sizeof(elem_t);  // channels of a thread
+// Bytes that the L2 fetches at once: where rows cut lines of memory (128 bytes), what one tile leaves of a line the next one soon wants.
+constexpr int kFetchTile = kWide ? 0 : 128, kFetchRows = 256;
 using Results = Packed<elem_t, kLanes>;
 constexpr bool kTogether = sizeof(elem_t) == 4 && !kStates && !kSeqIdx;  // how weight and bias are loaded; else the compiler's order is worse for it
 static_assert(kChannelLast, "a thread's channels lie side by side");
@@ -42,7 +48,8 @@ struct Place {
     }
 };
 
-// The first step of a tile, how many of its steps exist, and of those before it how many do not.
+// The first of `kSteps` steps of a tile, how many of them exist, and of those before it how many do not.
+template <int kSteps>
 struct Steps {
     index_t first;
     int count, missing;
@@ -52,18 +59,19 @@ struct Steps {
     __device__ bool all() const { return missing == 0 && count == kSteps; }
     __device__ bool has(int row) const { return row >= missing && row < kHalo + count; }
 };
+using LongSteps = Steps<kLongSteps>;
 
 // Every step of a tile: `at(row, i)` is channel i, after `enter(row)`, and `store(step, results)` gets its channels. Of 16-bit elements those of one
 // word in all steps come before the next ones: fewer values and taps at a time, which take a register each, or a conversion again. Not with packed
 // sequences, whose masks serve all channels.
-template <bool kMasked, typename Taps, typename Enter, typename At, typename Store>
+template <bool kMasked, int kSteps, typename Taps, typename Enter, typename At, typename Store>
 __device__ inline void convolve(const Taps& parameters, const Sequences<kSteps>& sequences, Enter enter, At at, Store store) {
     constexpr int kAtOnce = kWide || kSeqIdx || sizeof(elem_t) > 2 ? kLanes : Results::kPerWord;
     Results results[kSteps];
 #pragma unroll
     for (int first = 0; first < kLanes; first += kAtOnce) {
 #pragma unroll
-        for (int row = 0; row < kRows; ++row) {
+        for (int row = 0; row < kHalo + kSteps; ++row) {
             if (first == 0) enter(row);
             const int step = row - kHalo;
             if (step < 0) continue;
@@ -85,22 +93,23 @@ __device__ inline void convolve(const Taps& parameters, const Sequences<kSteps>&
 }
 
 // In most tiles no sequence begins. With states, too, two copies of the loop would spill scalar registers.
-template <typename Taps, typename Enter, typename At, typename Store>
+template <int kSteps, typename Taps, typename Enter, typename At, typename Store>
 __device__ inline void convolve(const Taps& parameters, const Sequences<kSteps>& sequences, Enter enter, At at, Store store) {
     if (kSeqIdx && (kStates || !sequences.is_one())) convolve<kSeqIdx>(parameters, sequences, enter, at, store);
     else convolve<false>(parameters, sequences, enter, at, store);
 }
 
-template <Channels kHow>
+template <Channels kHow, int kSteps>
 __device__ inline void convolve(const Params& p, const Divisor& by_across, const Divisor& by_down) {
-    using Row = ChannelRow<kHow, kLanes, kAcross>;
+    constexpr int kRows = kHalo + kSteps;
+    using Row = ChannelRow<kHow, kLanes, kAcross, kHow == Channels::vectors ? kFetchTile : 0>;
     const auto ahead = static_cast<uint32_t>(tail_blocks<kBlock>(p));
     if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kBlock>(p);
     const Place place(blockIdx.x - ahead, by_across, by_down);
     const uint32_t batch = place.batch;
     const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross;
     const OwnChannels<kHow, kLanes, kAcross> own(p, place.across, across);
-    const Steps steps(p, index_t(place.down * kDown + down) * kSteps);
+    const Steps<kSteps> steps(p, index_t(place.down * kDown + down) * kSteps);
     const bool exists = own.count > 0 && steps.count > 0;
     if (!kSeqIdx && !exists) return;
 
@@ -133,9 +142,9 @@ __device__ inline void convolve(const Params& p, const Divisor& by_across, const
     if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) write_final_states(p, batch, own.dim, own.count, own.kStep);
 }
 
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_raster(const Params p, const Divisor by_across, const Divisor by_down) { convolve<Channels::vectors>(p, by_across, by_down); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_raster(const Params p, const Divisor by_across, const Divisor by_down) { convolve<Channels::vectors, kSteps>(p, by_across, by_down); }
 
-extern "C" __global__ __launch_bounds__(kBlock) void scattered(const Params p, const Divisor by_across, const Divisor by_down) { convolve<Channels::scattered>(p, by_across, by_down); }
+extern "C" __global__ __launch_bounds__(kBlock) void scattered(const Params p, const Divisor by_across, const Divisor by_down) { convolve<Channels::scattered, kLongSteps>(p, by_across, by_down); }
 
 // --- rows of channels that begin anywhere --------------------------------------------------------
 
@@ -143,15 +152,15 @@ extern "C" __global__ __launch_bounds__(kBlock) void scattered(const Params p, c
 // stores are bound by instructions.
 constexpr bool kStagesOut = sizeof(elem_t) > 2;
 template <int kThreads>
-constexpr int kFrameBytes = (kRows + (kStagesOut ? kSteps : 1)) * sizeof(ChannelFrame<kThreads * kLanes>);
+constexpr int kFrameBytes = (kLongRows + (kStagesOut ? kLongSteps : 1)) * sizeof(ChannelFrame<kThreads * kLanes>);
 // Threads, side by side along the channels. The wider a block, the fewer ends of its rows: where two of them fit.
 constexpr bool kWideBlock = kStagesOut && !kWide && !kStates && !kSeqIdx && 2 * kFrameBytes<256> <= kSharedBytes;
 constexpr int kStagedBlock = kWideBlock ? 256 : 128;
 constexpr int kTile = kStagedBlock * kLanes;  // channels of a block: those of a thread lie kStagedBlock apart
 using Frame = ChannelFrame<kTile>;
 constexpr int kAtOnce = kStagedBlock / Frame::kWhole;  // rows that a block moves at once
-constexpr int kStagedResident = kWide || kStates || kSeqIdx ? kResident - kStagedBlock : 1024;
-static_assert(kRows <= kStagedBlock && kSteps % kAtOnce == 0, "rows are dealt out to threads");
+constexpr int kStagedResident = kWide || kStates || kSeqIdx ? kLongResident - kStagedBlock : 1024;
+static_assert(kLongRows <= kStagedBlock && kLongSteps % kAtOnce == 0, "rows are dealt out to threads");
 
 // `frames` of all steps: vectors `v` of every kAtOnce-th one to memory, and ends of rows element by element. Where a block before or behind has
 // `advance` channels and a sector more, whole sectors alone: what is left of the ends is the other's.
@@ -162,7 +171,7 @@ __device__ inline void store_frames(const Params& p, Frame* frames, elem_t* out,
         const int c = v * kVec - lead_of(row), first = to_sector(row);  // of the vector, and of the first sector
         if (c >= (begins ? 0 : first) && c + kVec <= (ends ? channels : first + advance)) store_raw(vector_at<raw16_t>(row + v * kVec), frames[step].vectors[v]);
     }
-    for (int i = thread; i < kSteps * 2 * kVec; i += kStagedBlock) {
+    for (int i = thread; i < kLongSteps * 2 * kVec; i += kStagedBlock) {
         const int step = i / (2 * kVec), at_end = i / kVec % 2;
         elem_t* row = out + step * p.out_seq_stride;
         const int lead = lead_of(row), whole = (lead + channels) / kVec * kVec - lead;  // where the vector begins that the row ends in
@@ -172,15 +181,15 @@ __device__ inline void store_frames(const Params& p, Frame* frames, elem_t* out,
 }
 
 extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(const Params p, const Divisor by_across, const Divisor by_down, int advance) {
-    constexpr int kPasses = ceil_div(kRows, kAtOnce);
-    __shared__ Frame x_frames[kRows], out_frames[kStagesOut ? kSteps : 1];
+    constexpr int kPasses = ceil_div(kLongRows, kAtOnce);
+    __shared__ Frame x_frames[kLongRows], out_frames[kStagesOut ? kLongSteps : 1];
     const auto ahead = static_cast<uint32_t>(tail_blocks<kStagedBlock>(p));
     if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kStagedBlock>(p);
     const Place place(blockIdx.x - ahead, by_across, by_down);
     const uint32_t batch = place.batch;
     const int thread = threadIdx.x;
     const index_t dim0 = index_t(place.across) * advance, dim = dim0 + thread;
-    const Steps steps(p, index_t(place.down) * kSteps);
+    const LongSteps steps(p, index_t(place.down) * kLongSteps);
     const int channels = clamped<0, kTile>(p.dim - dim0), count = clamped<0, kLanes>(ceil_div(channels - thread, kStagedBlock));
     const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim0 + (steps.first - kHalo) * p.x_seq_stride;
 
@@ -191,7 +200,7 @@ extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(con
     if (steps.all() && channels == kTile) {  // nothing to ask for each
 #pragma unroll
         for (int pass = 0; pass < kPasses; ++pass, from += kAtOnce * p.x_seq_stride)
-            if (row0 + pass * kAtOnce < kRows) vectors[pass] = *vector_at<const raw16_t>(from);
+            if (row0 + pass * kAtOnce < kLongRows) vectors[pass] = *vector_at<const raw16_t>(from);
     } else {
 #pragma unroll
         for (int pass = 0; pass < kPasses; ++pass, from += kAtOnce * p.x_seq_stride) {
@@ -205,13 +214,13 @@ extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(con
     Parameters<kLanes> parameters;
     parameters.load(p, count > 0 ? dim : 0, count, kStagedBlock);
     for (int pass = 0; pass < kPasses; ++pass)
-        if (v < more && row0 + pass * kAtOnce < kRows) x_frames[row0 + pass * kAtOnce].vectors[v] = vectors[pass];
-    if (thread < kRows) x_frames[thread].vectors[more] = last;
-    Sequences<kSteps> sequences;
+        if (v < more && row0 + pass * kAtOnce < kLongRows) x_frames[row0 + pass * kAtOnce].vectors[v] = vectors[pass];
+    if (thread < kLongRows) x_frames[thread].vectors[more] = last;
+    Sequences<kLongSteps> sequences;
     if constexpr (kSeqIdx) sequences.find(marks);
     __syncthreads();
 
-    acc_t values[kRows][kLanes];
+    acc_t values[kLongRows][kLanes];
     const auto enter = [&](int row) {
         const elem_t* first = x_frames[row].first(x + row * p.x_seq_stride) + thread;
         for (int i = 0; i < kLanes; ++i) {
@@ -232,7 +241,7 @@ extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(con
         __syncthreads();
         store_frames(p, out_frames, out, channels, steps.count, advance, place.across == 0 || advance == kTile, place.across == by_across.d - 1 || advance == kTile);
     }
-    if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) write_final_states(p, batch, dim, count, kStagedBlock);
+    if (kStates && !kTailBlocks && steps.first + kLongSteps >= p.seqlen) write_final_states(p, batch, dim, count, kStagedBlock);
 }
 
 // Blocks of a row that lie `advance` channels apart.
@@ -247,12 +256,12 @@ static int staged_advance(const Params& p) {
 // --- the same where those of x and out lie alike ---------------------------------------------------
 
 // Whether there are such kernels. Beside states or packed sequences they would spill scalar registers.
-constexpr bool kTurns = !kWide && kLanes == kNarrow && kSteps % kNarrow == 0 && kSteps <= InSectors::kBits && !(kFewScalars && (kStates || kSeqIdx));
+constexpr bool kTurns = !kWide && kLanes == kNarrow && kLongSteps % kNarrow == 0 && kLongSteps <= InSectors::kBits && !(kFewScalars && (kStates || kSeqIdx));
 // 96 is 0.2 to 0.3 % faster from 50 MB on in 16 bits, and up to 10 % slower below 5 us.
 constexpr int kTurnedBlock = kWarp == kGroup && sizeof(elem_t) == 2 && !kSeqIdx ? 96 : 128;
 // In fp32 more registers pay; in 16 bits what fwd_raster takes with packed sequences would spill.
-constexpr int kTurnedResident = (kResident < 896 ? kResident : 896) - (sizeof(elem_t) > 2 ? 128 : 0);
-constexpr int kGroupsSteps = kTurnedBlock / kGroup * kSteps;  // of a block
+constexpr int kTurnedResident = kLongResident - (sizeof(elem_t) > 2 ? 128 : 0);
+constexpr int kGroupsSteps = kTurnedBlock / kGroup * kLongSteps;  // of a block
 
 // A group of lanes among those of a row: its first channel, whether it has the row's beginning and end, or certainly no channel of another row.
 struct Group {
@@ -262,9 +271,9 @@ struct Group {
 
 // Channels [begin, end) of a step of a tile one by one, every kLanesAStep-th of them by a lane: what is left at the ends of rows. At most
 // 7 of 16 bits: a lane loads all of its own at once.
-constexpr int kLanesAStep = kGroup / kSteps;
+constexpr int kLanesAStep = kGroup / kLongSteps;
 constexpr int kRestAtOnce = kStates || sizeof(elem_t) > 2 ? 1 : 2;  // with states, two would spill registers
-__device__ inline void convolve_rest(const Params& p, index_t batch, const Steps& steps, const Sequences<kSteps>& sequences, int step, index_t begin, index_t end) {
+__device__ inline void convolve_rest(const Params& p, index_t batch, const LongSteps& steps, const Sequences<kLongSteps>& sequences, int step, index_t begin, index_t end) {
     const index_t t = steps.first + step;
     for (index_t first = begin + lane_id() % kLanesAStep; first < end; first += kRestAtOnce * kLanesAStep) {
         acc_t values[kRestAtOnce][kWidth];
@@ -293,22 +302,22 @@ __host__ __device__ inline bool are_joined(const Params& p) { return !kSeqIdx &&
 // A group's tile. kInside: with all its steps and those around them, so that rows go on in memory beyond both ends. `stores`: where a plain
 // one stores (InSectors).
 template <int kTurn, bool kInside>
-__device__ inline void convolve_turned(const Params& p, index_t batch, const Steps& steps, const Group& group, uint32_t stores) {
+__device__ inline void convolve_turned(const Params& p, index_t batch, const LongSteps& steps, const Group& group, uint32_t stores) {
     const bool is_plain = kInside && group.is_plain;
     using Rows = TurnedRows<kTurn>;
     const int lane = lane_id() % kGroup, lane0 = lane_id() - lane;
     const index_t dim = group.dim0 + lane * kNarrow;
     const int64_t x_step = step_bytes(p.x_seq_stride), out_step = step_bytes(p.out_seq_stride);
     const elem_t* from = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim + (steps.first - kHalo) * p.x_seq_stride;
-    narrow_t vectors[kRows];
+    narrow_t vectors[kLongRows];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r, from = bytes_on(from, x_step)) vectors[r] = kInside || steps.has(r) ? narrow_t::load(from - behind(kTurn, r)) : narrow_t::zero();
+    for (int r = 0; r < kLongRows; ++r, from = bytes_on(from, x_step)) vectors[r] = kInside || steps.has(r) ? narrow_t::load<kFetchRows>(from - behind(kTurn, r)) : narrow_t::zero();
     VotedMarks marks;
     if constexpr (kSeqIdx) marks.load(p, batch, steps.first);
     Parameters<kNarrow> parameters;
     if (is_plain) parameters.load_pairs(p, dim);
     else parameters.load_around(p, dim);
-    Sequences<kSteps> sequences;
+    Sequences<kLongSteps> sequences;
     if constexpr (kSeqIdx) sequences.find(marks);
 
     elem_t* out = static_cast<elem_t*>(p.out) + batch * p.out_batch_stride + group.dim0 + steps.first * p.out_seq_stride;
@@ -331,7 +340,7 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
         mine = lane < kSectorVectors ? bits : lane < kGroup - kSectorVectors ? ~uint32_t{0} : ~bits;
     } else {
         const uint32_t of_step = lane < steps.count ? stored_of(lane).mask() : 0;  // of step `lane`, a bit a lane
-        for (int step = 0; step < kSteps; ++step) mine |= (shuffle(of_step, lane0 + step) >> lane & 1) << step;
+        for (int step = 0; step < kLongSteps; ++step) mine |= (shuffle(of_step, lane0 + step) >> lane & 1) << step;
     }
 
     const auto enter = [&](int row) {
@@ -352,7 +361,7 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
         const Stored stored = stored_of(own_step);
         convolve_rest(p, batch, steps, sequences, own_step, stored.rest_begin, stored.rest_end);
     }
-    if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) {
+    if (kStates && !kTailBlocks && steps.first + kLongSteps >= p.seqlen) {
         write_final_states(p, batch, dim, kNarrow);
         if (group.is_first && lane < group.dim0) write_final_states(p, batch, lane);
         if (group.is_last && group.dim0 + kSpan + lane < p.dim) write_final_states(p, batch, group.dim0 + kSpan + lane);
@@ -372,7 +381,7 @@ __device__ inline void convolve_turned(const Params& p, const Divisor& by_across
         if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kTurnedBlock>(p);
         const Place place(blockIdx.x - ahead, by_across, by_down);
         const index_t step = index_t(place.down) * kGroupsSteps;
-        const Steps steps(p, step + threadIdx.x / kGroup * kSteps);
+        const LongSteps steps(p, step + threadIdx.x / kGroup * kLongSteps);
         const elem_t* row0 = static_cast<const elem_t*>(p.out) + place.batch * p.out_batch_stride + (steps.first - kHalo) * p.out_seq_stride;
         // Asked of the block: a compiler that cannot see that all lanes of a wave go one way makes each shuffle fit for two.
         const bool goes_on = step > 0 && step + kGroupsSteps < p.seqlen;
@@ -428,21 +437,21 @@ static void launch_tiles(const Params& p, index_t across, index_t down, stream_t
 }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
-    const index_t across = ceil_div(p.dim, kAcross * kLanes), down = ceil_div(p.seqlen, kDown * kSteps);
+    const index_t across = ceil_div(p.dim, kAcross * kLanes);
     const Channels channels = how(p);
-    if (channels == Channels::vectors) launch_tiles<fwd_raster, kBlock>(p, across, down, stream);
+    if (channels == Channels::vectors) launch_tiles<fwd_raster, kBlock>(p, across, ceil_div(p.seqlen, kDown * kSteps), stream);
     if (channels == Channels::apart) {
         const int advance = staged_advance(p);
         const uint32_t turn = turn_of(p);
         const index_t groups = groups_of(p), rows = ceil_div(p.seqlen, kGroupsSteps);
-        const InSectors in_sectors(p.out_seq_stride, turn, kHalo, kSteps);
-        if (turn == 0) launch_tiles<staged, kStagedBlock>(p, staged_across(p, advance), ceil_div(p.seqlen, kSteps), stream, advance);
+        const InSectors in_sectors(p.out_seq_stride, turn, kHalo, kLongSteps);
+        if (turn == 0) launch_tiles<staged, kStagedBlock>(p, staged_across(p, advance), ceil_div(p.seqlen, kLongSteps), stream, advance);
         if (turn == 1) launch_tiles<turned1, kTurnedBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
         if (turn == 2) launch_tiles<turned2, kTurnedBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
         if (turn == 3) launch_tiles<turned3, kTurnedBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
         if (turn == 4) launch_tiles<turned4, kTurnedBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
     }
-    if (channels == Channels::scattered) launch_tiles<scattered, kBlock>(p, across, down, stream);
+    if (channels == Channels::scattered) launch_tiles<scattered, kBlock>(p, across, ceil_div(p.seqlen, kDown * kLongSteps), stream);
 }
 
 CC1D_EXPORT("conv")

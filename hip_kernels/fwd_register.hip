@@ -21,6 +21,7 @@ constexpr int kHalo = kWidth - 1;
 // Neighbouring elements of a thread: more where a run costs more than its elements, as in framed rows.
 constexpr int kLong = 2 * kVec, kShort = kVec * CC1D_VECTORS;
 constexpr int kHaloPad = kHalo > kVec ? 2 * kVec : kVec;  // whole vectors that hold the halo
+constexpr int kFetch = 128;  // bytes of framed rows that the L2 fetches at once: they cut lines of memory
 static_assert(kHalo <= kShort && kHalo <= kHaloPad, "the halo lies in one run");
 static_assert(!kChannelLast, "rows run along the sequence");
 // With states as many threads to a multiprocessor as 48 registers allow; else the compiler's own choice is as good.
@@ -87,10 +88,10 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
     const Run<kRun, kRows> run(x, batch, number - row * runs.d, static_cast<int>(p.seqlen));
     const auto before = run.template before<kHaloPad>();
 
-    run_t own = run.load(x);
+    run_t own = run.template load<kFetch>(x);
     halo_t halo = halo_t::zero();
     const bool loads_halo = lane_id() == 0 && !run.starts_row();  // the first lane has nobody below
-    if (loads_halo) halo = before.load(x);
+    if (loads_halo) halo = before.template load<kFetch>(x);
     InitialState initial;
     constexpr bool kLate = kRows == Rows::scattered;  // scalar registers are few there
     if constexpr (kStates && !kLate) initial.load(p, batch, dim, run.t);

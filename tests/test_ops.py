@@ -840,7 +840,7 @@ def test_a_table_of_plain_calls_decides_with_what_a_call_fixes(tmp_path: Path, m
     (tmp_path / "table.json").write_text(json.dumps([slower, entry]))
     x = X.bfloat16().transpose(1, 2).contiguous().transpose(1, 2)
     found = cc1d_lab.explain(x, W4, seq_idx=torch.zeros(2, 20, dtype=torch.int32))
-    assert (found.variant, found.tunables) == ("fwd_raster", {"block": 64, "resident": 1024})
+    assert (found.variant, found.tunables) == ("fwd_raster", {"block": 64, "steps": 8, "resident": 1024})
     assert cc1d_lab.explain(x, W4).tunables == {"block": 64, "resident": 512}
 
 

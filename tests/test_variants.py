@@ -28,7 +28,7 @@ def test_a_variant_takes_known_dtypes_layouts_and_its_own_defaults(variant: vari
     assert set(variant.layouts) <= set(LAYOUTS)
     assert variant.widths[0] <= 4 <= variant.widths[1]
     for tunable in variant.tunables.values():
-        assert tunable.default in tunable.choices
+        assert {tunable.default, tunable.default_of(Case())} <= set(tunable.choices)
 
 
 @pytest.mark.parametrize("variant", KERNELS, ids=ids)
@@ -65,6 +65,15 @@ def test_tunables_are_the_defaults_until_given(variant: variants.Variant) -> Non
             assert resolve_tunables(variant, {name: choice}) == defaults | {name: choice}
 
 
+def test_a_default_may_be_another_one_in_float32() -> None:
+    raster = variants.get("fwd_raster")
+    chosen = [
+        resolve_tunables(raster, {}, Case(layout="channel_last", dtype=dtype))["steps"] for dtype in ("float16", "float32")
+    ]
+    assert chosen == [4, 2]
+    assert resolve_tunables(raster, {"steps": 8}, Case(layout="channel_last"))["steps"] == 8
+
+
 def test_unknown_tunables_and_values_are_refused() -> None:
     naive = variants.get("fwd_naive")
     with pytest.raises(ConfigError, match=r"'blok' is not known .did you mean 'block'"):
@@ -75,9 +84,10 @@ def test_unknown_tunables_and_values_are_refused() -> None:
 
 FIXED = [
     ("fwd_raster", Case(layout="channel_last", width=8, dtype="bfloat16"), {"block": 64, "steps": 12, "resident": 640}),
-    ("fwd_raster", Case(layout="channel_last", width=8, dtype="float32"), {"resident": 640}),
+    ("fwd_raster", Case(layout="channel_last", width=8, dtype="float32"), {"steps": 8, "resident": 640}),
     ("fwd_register", Case(width=8), {"vectors": 2}),
-    ("fwd_raster", Case(layout="channel_last", dtype="bfloat16", seq_idx=True), {"resident": 1024}),
+    ("fwd_raster", Case(layout="channel_last", dtype="bfloat16", seq_idx=True), {"steps": 8, "resident": 1024}),
+    ("fwd_raster", Case(layout="channel_last", states=True), {"steps": 8, "resident": 896}),
     ("fwd_register", Case(states=True), {"vectors": 2}),
 ]
 

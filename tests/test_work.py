@@ -204,7 +204,7 @@ OUTPUTS = {
     "fwd_register": (8, 4),
     "fwd_register:framed": (16, 8),
     "fwd_register:scattered": (8, 4),
-    "fwd_raster": (32, 16),
+    "fwd_raster": (16, 4),
     "fwd_raster:staged": (32, 16),
     "fwd_raster:scattered": (32, 16),
     "bwd_warp_walk": (32, 32),
@@ -213,6 +213,7 @@ OUTPUTS = {
     "bwd_warp_walk:framed_alone": (32, 16),
     "bwd_warp_walk:scattered": (16, 8),  # clang makes two loops of one, and the count goes through both
     "bwd_persistent": (20, 16),
+    "bwd_persistent:off_lines": (20, 16),
     "bwd_persistent:apart": (12, 12),
     "bwd_persistent:scattered": (4, 4),
 }
@@ -253,7 +254,8 @@ def test_every_kernel_is_counted_on_its_own_path(arch: str, dtype: str) -> None:
         assert counts.float_ops == pytest.approx(flops + above + 2 * (kernel == "fwd_naive"), abs=0.6), kernel
         if kernel != "fwd_naive":  # x, or x and the gradient, once; weight, bias, and what lies before
             # A vector each of x, the halo and the taps, and the bias: 13 words for 4 outputs.
-            most = 3.25 if kernel == "fwd_register" else 3.1
+            # A tile of few steps: its own and the 3 before, and the taps and the bias of each channel.
+            most = {"fwd_register": 3.25, "fwd_raster": 4.5}.get(kernel, 3.1)
             assert 1 + is_bwd <= counts.load_bytes / itemsize <= most, kernel
     for kernel, expected in SOME.items():
         if expected[is_wide] is None:
@@ -273,9 +275,9 @@ def test_variants_differ_in_what_they_load_as_their_ideas_say() -> None:
     # A thread of the naive kernel reads every x again for each of the 4 taps, with the weight.
     assert table.load_bytes["fwd_naive"] == pytest.approx(16.0, abs=2.0)
     for kernel in ("fwd_shared_memory", "fwd_channel_last", "fwd_register", "fwd_raster"):
-        # fwd_register: with the halo, a vector that the first lane of a wave alone loads. fwd_raster: with the arm for
-        # weights that do not lie side by side.
-        most = {"fwd_register": 5.5, "fwd_raster": 4.75}.get(kernel, 4.0)
+        # fwd_register: with the halo, a vector that the first lane of a wave alone loads. fwd_raster: 7 rows for 4, and
+        # with the arm for weights that do not lie side by side.
+        most = {"fwd_register": 5.5, "fwd_raster": 7.5}.get(kernel, 4.0)
         assert 2.0 <= table.load_bytes[kernel] <= most, kernel
         assert table.store_bytes[kernel] == 2.0
         assert 9.0 <= table.float_ops[kernel] <= 9.0 + 13.0, "width 4, bias, SiLU"

@@ -61,8 +61,8 @@ struct ValuesOf<Channels::vectors, N> {
     using type = Packed<elem_t, N>;
 };
 
-// `N` channels of a thread at one step.
-template <Channels kHow, int N, int Across>
+// `N` channels of a thread at one step. kFetch: of load_raw.
+template <Channels kHow, int N, int Across, int kFetch = 0>
 struct ChannelRow {
     using vector_t = Packed<elem_t, N>;
     typename ValuesOf<kHow, N>::type values;
@@ -72,9 +72,9 @@ struct ChannelRow {
     // The first `count`; the others are 0.
     __device__ void load(const elem_t* from, index_t stride, int count) {
         if constexpr (kHow == Channels::vectors) {
-            values = count > 0 ? vector_t::load(from) : vector_t::zero();
+            values = count > 0 ? vector_t::template load<kFetch>(from) : vector_t::zero();
         } else {
-            for (int i = 0; i < N; ++i) values.put(i, i < count ? from[offset(i, stride)] : from_float<elem_t>(0));
+            for (int i = 0; i < N; ++i) values.put(i, i < count ? load_raw<kFetch>(from + offset(i, stride)) : from_float<elem_t>(0));
         }
     }
 

@@ -53,13 +53,18 @@ struct Run {
 
     // With what lies beside the row: a vector that holds something of the tensor lies in its pages. Masked apart from it, so that
     // loads go together.
-    __device__ run_t load(const Channel& c) const { return load(place_in(c), step(c)); }
+    // kFetch: of load_raw, of rows that keep a frame.
+    template <int kFetch = 0>
+    __device__ run_t load(const Channel& c) const {
+        return load<kFetch>(place_in(c), step(c));
+    }
+    template <int kFetch = 0>
     __device__ run_t load(const elem_t* from, index_t step) const {
         if (kRows == Rows::aligned) return run_t::load(from);
         run_t v = run_t::zero();
         if (kRows == Rows::framed) {
             for (int i = 0; i < N; i += kVec)
-                if (t + i > -kVec && t + i < seqlen) v.set(i, Packed<elem_t, kVec>::load(from + i));
+                if (t + i > -kVec && t + i < seqlen) v.set(i, Packed<elem_t, kVec>::template load<kFetch>(from + i));
         } else {
             const int begin = first(), end = last();
             for (int i = 0; i < N; ++i, from += step)

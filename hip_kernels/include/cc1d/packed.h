@@ -19,7 +19,9 @@ struct Strided {
         return seq == 1 && other.seq == 1 && (batch - other.batch) % kVec == 0 && (dim - other.dim) % kVec == 0 && lead() == other.lead();
     }
     // Whether channels lie side by side, and the rows of channels on boundaries of `n` elements.
-    bool aligned_along_channels(int n) const { return dim == 1 && lead() % n == 0 && seq % n == 0 && batch % n == 0; }
+    bool aligned_along_channels(int n) const {
+        return dim == 1 && reinterpret_cast<uintptr_t>(tensor) % (n * sizeof(elem_t)) == 0 && seq % n == 0 && batch % n == 0;
+    }
 };
 
 template <int Low, int High>
@@ -134,10 +136,11 @@ struct Packed {
     static constexpr int kAccess = kWords % 4 == 0 ? 4 : kWords % 2 == 0 ? 2 : 1;
     using raw_t = typename Raw<4 * kAccess>::type;
 
+    template <int kFetch = 0>
     __device__ static Packed load(const T* from) {
         Packed p;
         for (int w = 0; w < kWords; w += kAccess) {
-            const raw_t raw = *reinterpret_cast<const raw_t*>(from + w * kPerWord);
+            const raw_t raw = load_raw<kFetch>(reinterpret_cast<const raw_t*>(from + w * kPerWord));
             __builtin_memcpy(p.words + w, &raw, sizeof(raw));
         }
         return p;

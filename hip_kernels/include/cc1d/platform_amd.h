@@ -74,6 +74,8 @@ typedef uint32_t raw8_t __attribute__((ext_vector_type(2), may_alias));
 typedef uint32_t raw16_t __attribute__((ext_vector_type(4), may_alias));
 template <typename Raw>
 __device__ inline void store_raw(Raw* to, Raw v) { *to = v; }
+template <int kFetch, typename T>  // only the L2 of NVIDIA GPUs takes such a wish
+__device__ inline T load_raw(const T* p) { return *p; }
 
 template <typename T>
 constexpr bool is_bfloat16 = false;

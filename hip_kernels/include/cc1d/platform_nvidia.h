@@ -23,6 +23,48 @@ using raw16_t = uint4;
 template <typename Raw>
 __device__ inline void store_raw(Raw* to, Raw v) { __stwb(to, v); }
 
+// From global memory that the kernel does not write, in one access. kFetch: bytes, on their own boundary, that the L2 fetches with it; 0
+// leaves that to the device. Not `volatile`: loads that keep to their order cost what is gained.
+template <int kFetch>
+struct Fetch;
+#define CC1D_FETCH(bytes)                                                                                                                  \
+    template <>                                                                                                                            \
+    struct Fetch<bytes> {                                                                                                                  \
+        __device__ static void load(const void* p, uint16_t& v) { asm("ld.global.L2::" #bytes "B.u16 %0, [%1];" : "=h"(v) : "l"(p)); }     \
+        __device__ static void load(const void* p, uint32_t& v) { asm("ld.global.L2::" #bytes "B.u32 %0, [%1];" : "=r"(v) : "l"(p)); }     \
+        __device__ static void load(const void* p, uint2& v) {                                                                             \
+            asm("ld.global.L2::" #bytes "B.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));                                       \
+        }                                                                                                                                  \
+        __device__ static void load(const void* p, uint4& v) {                                                                             \
+            asm("ld.global.L2::" #bytes "B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));         \
+        }                                                                                                                                  \
+    }
+CC1D_FETCH(128);
+CC1D_FETCH(256);
+#undef CC1D_FETCH
+
+template <typename Bits, int kFetch, typename T>
+__device__ inline T fetch_as(const T* p) {
+    Bits bits;
+    Fetch<kFetch>::load(p, bits);
+    T v;
+    __builtin_memcpy(&v, &bits, sizeof(v));
+    return v;
+}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool kFetches = false;
+#else
+constexpr bool kFetches = true;
+#endif
+template <int kFetch, typename T>
+__device__ inline T load_raw(const T* p) {
+    if constexpr (kFetch == 0 || !kFetches) return *p;
+    else if constexpr (sizeof(T) == 2) return fetch_as<uint16_t, kFetch>(p);
+    else if constexpr (sizeof(T) == 4) return fetch_as<uint32_t, kFetch>(p);
+    else if constexpr (sizeof(T) == 8) return fetch_as<uint2, kFetch>(p);
+    else return fetch_as<uint4, kFetch>(p);
+}
+
 constexpr int kWarp = CC1D_WARP;
 constexpr int kSharedBytes = 96 * 1024;  // of a multiprocessor, at least; a block may have half
 constexpr bool kFewScalars = false;  // whether what is the same for all of a wave has registers of its own
