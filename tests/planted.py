@@ -308,6 +308,7 @@ BUGS = (
         "(at_end && ends)",
         **_STAGED | {"dtype": "float32", "dim": 101},
     ),
+    _bug("tiles of few steps dealt out as long ones", "fwd_raster", "kDown * kSteps)", "kDown * kLongSteps)"),
     _bug("channels apart stored side by side", "bwd_persistent", "? i * Across :", "? i :", **_APART),
     _bug("last tile does not reach back", "bwd_persistent", "begin > last ? last : begin", "begin", **_APART),
     _bug("the padding of a row's marks", "fwd_register", "ids[i + 1] < 0)", "ids[i] < 0)", **_MARKED),

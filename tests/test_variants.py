@@ -68,7 +68,8 @@ def test_tunables_are_the_defaults_until_given(variant: variants.Variant) -> Non
 def test_a_default_may_be_another_one_in_float32() -> None:
     raster = variants.get("fwd_raster")
     chosen = [
-        resolve_tunables(raster, {}, Case(layout="channel_last", dtype=dtype))["steps"] for dtype in ("float16", "float32")
+        resolve_tunables(raster, {}, Case(layout="channel_last", dtype=dtype))["steps"]
+        for dtype in ("float16", "float32")
     ]
     assert chosen == [4, 2]
     assert resolve_tunables(raster, {"steps": 8}, Case(layout="channel_last"))["steps"] == 8

@@ -44,7 +44,7 @@ FAULTS = {
 
 
 def test_a_faulty_kernel_costs_its_own_row(tmp_path: Path) -> None:
-    """At five lengths a fault each, one after the other in one run; every other row stands, and those beside them too."""
+    """At five lengths a fault each, one after the other in one run; every other row stands."""
     place = "if (i >= inner) return;"
     code = " ".join(f"if (p.seqlen == {seqlen}) {{ {fault} }}" for seqlen, (fault, _, _) in FAULTS.items())
     kernels = plant(Planted("faults", "fwd_naive", place, f"{place} {code}", Case(), "fwd_naive.hip"), tmp_path)
