@@ -218,12 +218,12 @@ struct Plan {
     }
 };
 
-// How the rows of all tensors lie.
-struct Lie {
+// How the rows of all tensors lie in memory.
+struct Placement {
     Channels channels;
     bool on_lines = true;  // all rows begin on a line of memory
 
-    explicit Lie(const Params& p) {
+    explicit Placement(const Params& p) {
         const Strided tensors[] = {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride},
                                    {p.dout, p.dout_batch_stride, p.dout_dim_stride, p.dout_seq_stride},
                                    {p.dx, p.dx_batch_stride, p.dx_dim_stride, p.dx_seq_stride}};
@@ -238,10 +238,10 @@ static void launch_stage(int stage, const Params& p, stream_t stream) {
     const Plan plan(p);
     const dim3 grid = grid_of(plan.parts * plan.slabs);
     const auto slabs = static_cast<uint32_t>(plan.slabs);
-    const Lie lie(p);
-    const Channels channels = lie.channels;
-    if (stage == 0 && channels == Channels::vectors && !lie.on_lines) launch<off_lines>(grid, dim3(kBlock), stream, p, slabs, plan.share);
-    if (stage == 0 && channels == Channels::vectors && lie.on_lines) launch<bwd_persistent>(grid, dim3(kBlock), stream, p, slabs, plan.share);
+    const Placement placed(p);
+    const Channels channels = placed.channels;
+    if (stage == 0 && channels == Channels::vectors && !placed.on_lines) launch<off_lines>(grid, dim3(kBlock), stream, p, slabs, plan.share);
+    if (stage == 0 && channels == Channels::vectors && placed.on_lines) launch<bwd_persistent>(grid, dim3(kBlock), stream, p, slabs, plan.share);
     if (stage == 0 && channels == Channels::apart) launch<apart>(grid, dim3(kBlock), stream, p, slabs, plan.share);
     if (stage == 0 && channels == Channels::scattered) launch<scattered>(grid, dim3(kBlock), stream, p, slabs, plan.share);
     const bool many = p.dim >= kManyChannels;
