@@ -27,8 +27,8 @@ from those comments and from the registry (`python -m cc1d_lab.catalogue`; a tes
 Every file has the same movements in the same order: head comment, `#include "cc1d/config.h"`, compile-time constants,
 the kernel, `workspace_bytes`, `launch_stage`, `CC1D_EXPORT` with the names of its stages. For kernels at the memory's
 speed there are more headers: elements packed in words (`packed.h`), rows along the sequence (`frame.h`) and channels
-side by side (`channels.h`) at any address, packed sequences as bits (`sequences.h`), sums in a fixed order (`sums.h`),
-a step of decoding (`decode.h`).
+side by side (`channels.h`) at any address, those shifted between lanes (`turned.h`), packed sequences as bits
+(`sequences.h`), sums in a fixed order (`sums.h`), a step of decoding (`decode.h`).
 
 - What is fixed for a cell reaches the kernel as a constant: `elem_t`, `weight_t`, `kWidth`, `kSilu`, `kChannelLast`,
   `kWarp`, and each tunable as `CC1D_<NAME>`. Sizes, strides (in elements) and pointers come in `Params`
@@ -91,7 +91,7 @@ def _chapter(variant: Variant) -> str:
 
 
 def _default(tunable: Tunable) -> str:
-    return f"{tunable.default}" + (f", in float32 {tunable.of_float32}" if tunable.of_float32 else "")
+    return str(tunable.default) + (f", in float32 {tunable.of_float32}" if tunable.of_float32 else "")
 
 
 # --- the README's ladder ---------------------------------------------------------------------------

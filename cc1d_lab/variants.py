@@ -102,9 +102,8 @@ def _banded_flops(case: Case) -> int:
     return tiles * (2 if case.width > 1 else 1) * 2 * 16**3
 
 
-def _if_wide(size: int) -> Callable[[Case], int | None]:
-    """`size` for 16-bit elements from width 5 on."""
-    return lambda case: size if case.width > 4 and case.itemsize == 2 else None
+def _raster_block(case: Case) -> int | None:
+    return 64 if case.width > 4 and case.itemsize == 2 else None
 
 
 def _raster_steps(case: Case) -> int | None:
@@ -216,7 +215,7 @@ _ENTRIES = (
         layouts=("channel_last",),
         widths=(1, 8),
         tunables={
-            "block": Tunable(128, (64, 128, 256), _if_wide(64)),
+            "block": Tunable(128, (64, 128, 256), _raster_block),
             "across": Tunable(32, (32, 64)),
             "steps": Tunable(4, (2, 4, 8, 16), _raster_steps, of_float32=2),
             "bytes": Tunable(8, (8, 16)),

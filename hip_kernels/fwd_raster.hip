@@ -4,8 +4,8 @@
 // `steps` steps, loads those and the `width - 1` before them at once, and never loops: what hides the latency is the
 // number of loads in flight and the number of threads, not a walk. The steps before the tile were just read by the
 // neighbouring tile, so they come from L1 or L2. Rows of channels that begin off the sectors of memory, but alike in x and out, move in
-// aligned vectors, which lanes shift by what their neighbours hold (turned.h); others a block brings to shared memory. The first tile of a
-// row takes its initial state, and the last one writes the final state.
+// aligned vectors, which lanes shift by what their neighbours hold (turned.h); others a block brings to shared memory; both take longer tiles,
+// since a row costs them more. The first tile of a row takes its initial state, and the last one writes the final state.
 //
 //            channels ->
 //   x      [ halo: width - 1 steps   ]      cache
