@@ -85,11 +85,13 @@ def test_rows_of_channels_are_right_wherever_in_a_sector_they_begin(width: int, 
             assert torch.equal(_conv(variants.get("fwd_raster"), x, weight, bias, **layout).float(), exact), (dim, view)
 
 
+@pytest.mark.parametrize("features", [(), ("states", "seq_idx")], ids="+".join)
 def test_rows_on_vectors_but_off_sectors_are_right_by_either_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    features: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way of small calls, and that of large ones, asked for by a threshold that each call passes."""
-    cases = [Case(2, dim, 75, dtype="bfloat16", layout="channel_last", activation="silu") for dim in (516, 520)]
+    plain = Case(2, 516, 75, dtype="bfloat16", layout="channel_last", activation="silu")
+    cases = [replace(plain, dim=dim, **dict.fromkeys(features, True)) for dim in (516, 520)]
     for case in cases:
         _assert_ok(variants.get("fwd_raster"), case)
     large = Planted("large", "fwd_raster", ">= (1 << 23)", ">= 1", cases[0], "fwd_raster.hip")
