@@ -107,14 +107,14 @@ def _raster_block(case: Case) -> int | None:
 
 
 def _raster_steps(case: Case) -> int | None:
-    if case.width > 4:
-        return 12 if case.itemsize == 2 else 8
-    return 8 if case.states or case.seq_idx else None
+    if case.width > 4 and case.seq_idx and case.itemsize == 2:
+        return 12
+    return 8 if case.width > 4 or case.states or case.seq_idx else None
 
 
 def _raster_resident(case: Case) -> int | None:
     if case.width > 4:
-        return 640
+        return 640 if case.seq_idx or case.itemsize == 4 else 896
     if case.states or case.seq_idx:
         return 1024 if case.itemsize == 2 else 896
     return None
@@ -189,7 +189,7 @@ _ENTRIES = (
         expected_pct=85,
         rank=4,
         wide_rank=6,
-        tunables={"block": Tunable(128, (64, 128)), "vectors": Tunable(4, (2, 4))},
+        tunables={"block": Tunable(128, (64, 128)), "tiles": Tunable(2, (1, 2))},
         executed_flops=_banded_flops,
     ),
     Variant(

@@ -28,6 +28,9 @@ constexpr int kSteps = CC1D_STEPS, kResident = CC1D_RESIDENT;
 // The same of tiles of other rows, each of which costs more: more steps share the halo.
 constexpr int kLongSteps = kWide && sizeof(elem_t) == 2 ? 12 : 8, kLongRows = kHalo + kLongSteps;
 constexpr int kMostLong = kWide ? 640 : 896, kLongResident = kResident < kMostLong ? kResident : kMostLong;
+// Of the last tiles, whose arithmetic nothing hides: a third of what the device runs at once. More of them share too little of the halo.
+constexpr int kFewSteps = 4, kShare = 3;
+constexpr int kShortSteps = kKnowsMultiprocessors && !kWide && kSteps > kFewSteps && kSteps % kFewSteps == 0 ? kFewSteps : kSteps;
 constexpr int kLanes = CC1D_BYTES / sizeof(elem_t);  // channels of a thread
 // Bytes that the L2 fetches at once: where rows cut lines of memory (128 bytes), what one tile leaves of a line the next one soon wants.
 constexpr int kFetchTile = kWide ? 0 : 128, kFetchRows = 256;
@@ -36,15 +39,29 @@ constexpr bool kTogether = sizeof(elem_t) == 4 && !kStates && !kSeqIdx;  // how 
 static_assert(kChannelLast, "a thread's channels lie side by side");
 static_assert(kAcross % 32 == 0, "32 lanes share their steps");
 
-// A block's place among all, batch by batch, along the channels first.
-struct Place {
-    uint32_t batch, down, across;
+// Lines of blocks across the channels. First those of whole tiles, batch by batch, the last of which is the end of the last batch; then what was
+// left out before that, in short tiles.
+struct Lines {
+    Divisor across, down;  // blocks of a line; lines of a batch, if all were whole
+    uint32_t whole;
+};
 
-    __device__ Place(uint32_t block, const Divisor& by_across, const Divisor& by_down) {
-        const uint32_t line = by_across(block);
-        batch = by_down(line);
-        down = line - batch * by_down.d;
-        across = block - line * by_across.d;
+// A block's place among all, along the channels first.
+template <int kSteps, int kShort>  // of a block
+struct Place {
+    uint32_t batch, across;
+    index_t step;  // its first
+    bool is_short;
+
+    __device__ Place(uint32_t block, const Lines& lines) {
+        const uint32_t line = lines.across(block), end = lines.whole - 1;
+        is_short = kShort < kSteps && line > end;
+        across = block - line * lines.across.d;
+        batch = lines.down(is_short ? end : line);
+        uint32_t down = (is_short ? end : line) - batch * lines.down.d;
+        if (kShort < kSteps && line == end) down = lines.down.d - 1;
+        step = index_t(down) * kSteps;
+        if (is_short) step += index_t(line - lines.whole) * kShort;
     }
 };
 
@@ -62,11 +79,11 @@ struct Steps {
 using LongSteps = Steps<kLongSteps>;
 
 // Every step of a tile: `at(row, i)` is channel i, after `enter(row)`, and `store(step, results)` gets its channels. Of 16-bit elements those of one
-// word in all steps come before the next ones: fewer values and taps at a time, which take a register each, or a conversion again. Not with packed
-// sequences, whose masks serve all channels.
-template <bool kMasked, int kSteps, typename Taps, typename Enter, typename At, typename Store>
+// word in all steps come before the next ones (kByWords): fewer values and taps at a time, which take a register each, or a conversion again. Not with
+// packed sequences, whose masks serve all channels.
+template <bool kMasked, bool kByWords, int kSteps, typename Taps, typename Enter, typename At, typename Store>
 __device__ inline void convolve(const Taps& parameters, const Sequences<kSteps>& sequences, Enter enter, At at, Store store) {
-    constexpr int kAtOnce = kWide || kSeqIdx || sizeof(elem_t) > 2 ? kLanes : Results::kPerWord;
+    constexpr int kAtOnce = kByWords && !kSeqIdx ? Results::kPerWord : kLanes;
     Results results[kSteps];
 #pragma unroll
     for (int first = 0; first < kLanes; first += kAtOnce) {
@@ -93,23 +110,19 @@ __device__ inline void convolve(const Taps& parameters, const Sequences<kSteps>&
 }
 
 // In most tiles no sequence begins. With states, too, two copies of the loop would spill scalar registers.
-template <int kSteps, typename Taps, typename Enter, typename At, typename Store>
+template <bool kByWords = sizeof(elem_t) == 2, int kSteps, typename Taps, typename Enter, typename At, typename Store>
 __device__ inline void convolve(const Taps& parameters, const Sequences<kSteps>& sequences, Enter enter, At at, Store store) {
-    if (kSeqIdx && (kStates || !sequences.is_one())) convolve<kSeqIdx>(parameters, sequences, enter, at, store);
-    else convolve<false>(parameters, sequences, enter, at, store);
+    if (kSeqIdx && (kStates || !sequences.is_one())) convolve<kSeqIdx, kByWords>(parameters, sequences, enter, at, store);
+    else convolve<false, kByWords>(parameters, sequences, enter, at, store);
 }
 
 template <Channels kHow, int kSteps>
-__device__ inline void convolve(const Params& p, const Divisor& by_across, const Divisor& by_down) {
+__device__ inline void convolve_tile(const Params& p, uint32_t batch, uint32_t block, index_t first) {
     constexpr int kRows = kHalo + kSteps;
     using Row = ChannelRow<kHow, kLanes, kAcross, kHow == Channels::vectors ? kFetchTile : 0>;
-    const auto ahead = static_cast<uint32_t>(tail_blocks<kBlock>(p));
-    if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kBlock>(p);
-    const Place place(blockIdx.x - ahead, by_across, by_down);
-    const uint32_t batch = place.batch;
     const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross;
-    const OwnChannels<kHow, kLanes, kAcross> own(p, place.across, across);
-    const Steps<kSteps> steps(p, index_t(place.down * kDown + down) * kSteps);
+    const OwnChannels<kHow, kLanes, kAcross> own(p, block, across);
+    const Steps<kSteps> steps(p, first + down * kSteps);
     const bool exists = own.count > 0 && steps.count > 0;
     if (!kSeqIdx && !exists) return;
 
@@ -142,9 +155,19 @@ __device__ inline void convolve(const Params& p, const Divisor& by_across, const
     if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) write_final_states(p, batch, own.dim, own.count, own.kStep);
 }
 
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_raster(const Params p, const Divisor by_across, const Divisor by_down) { convolve<Channels::vectors, kSteps>(p, by_across, by_down); }
+// In tiles of `kSteps`, or of `kShort` where they are short.
+template <Channels kHow, int kSteps, int kShort>
+__device__ inline void convolve_block(const Params& p, const Lines& lines) {
+    const auto ahead = static_cast<uint32_t>(tail_blocks<kBlock>(p));
+    if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kBlock>(p);
+    const Place<kDown * kSteps, kDown * kShort> place(blockIdx.x - ahead, lines);
+    if (place.is_short) convolve_tile<kHow, kShort>(p, place.batch, place.across, place.step);
+    else convolve_tile<kHow, kSteps>(p, place.batch, place.across, place.step);
+}
 
-extern "C" __global__ __launch_bounds__(kBlock) void scattered(const Params p, const Divisor by_across, const Divisor by_down) { convolve<Channels::scattered, kLongSteps>(p, by_across, by_down); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_raster(const Params p, const Lines lines) { convolve_block<Channels::vectors, kSteps, kShortSteps>(p, lines); }
+
+extern "C" __global__ __launch_bounds__(kBlock) void scattered(const Params p, const Lines lines) { convolve_block<Channels::scattered, kLongSteps, kLongSteps>(p, lines); }
 
 // --- rows of channels that begin anywhere --------------------------------------------------------
 
@@ -180,16 +203,16 @@ __device__ inline void store_frames(const Params& p, Frame* frames, elem_t* out,
     }
 }
 
-extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(const Params p, const Divisor by_across, const Divisor by_down, int advance) {
+extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(const Params p, const Lines lines, int advance) {
     constexpr int kPasses = ceil_div(kLongRows, kAtOnce);
     __shared__ Frame x_frames[kLongRows], out_frames[kStagesOut ? kLongSteps : 1];
     const auto ahead = static_cast<uint32_t>(tail_blocks<kStagedBlock>(p));
     if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kStagedBlock>(p);
-    const Place place(blockIdx.x - ahead, by_across, by_down);
+    const Place<kLongSteps, kLongSteps> place(blockIdx.x - ahead, lines);
     const uint32_t batch = place.batch;
     const int thread = threadIdx.x;
     const index_t dim0 = index_t(place.across) * advance, dim = dim0 + thread;
-    const LongSteps steps(p, index_t(place.down) * kLongSteps);
+    const LongSteps steps(p, place.step);
     const int channels = clamped<0, kTile>(p.dim - dim0), count = clamped<0, kLanes>(ceil_div(channels - thread, kStagedBlock));
     const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim0 + (steps.first - kHalo) * p.x_seq_stride;
 
@@ -236,10 +259,10 @@ extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(con
         else if (step < steps.count && count == kLanes) Row::store(row + thread, 1, kLanes, results);
         else Row::store(row + thread, 1, step < steps.count ? count : 0, results);
     };
-    convolve(parameters, sequences, enter, [&](int row, int i) { return values[row][i]; }, store);
+    convolve<!kWide && sizeof(elem_t) == 2>(parameters, sequences, enter, [&](int row, int i) { return values[row][i]; }, store);
     if constexpr (kStagesOut) {
         __syncthreads();
-        store_frames(p, out_frames, out, channels, steps.count, advance, place.across == 0 || advance == kTile, place.across == by_across.d - 1 || advance == kTile);
+        store_frames(p, out_frames, out, channels, steps.count, advance, place.across == 0 || advance == kTile, place.across == lines.across.d - 1 || advance == kTile);
     }
     if (kStates && !kTailBlocks && steps.first + kLongSteps >= p.seqlen) write_final_states(p, batch, dim, count, kStagedBlock);
 }
@@ -261,7 +284,8 @@ constexpr bool kTurns = !kWide && kLanes == kNarrow && kLongSteps % kNarrow == 0
 constexpr int kTurnedBlock = kWarp == kGroup && sizeof(elem_t) == 2 && !kSeqIdx ? 96 : 128;
 // In fp32 more registers pay; in 16 bits what fwd_raster takes with packed sequences would spill.
 constexpr int kTurnedResident = kLongResident - (sizeof(elem_t) > 2 ? 128 : 0);
-constexpr int kGroupsSteps = kTurnedBlock / kGroup * kLongSteps;  // of a block
+constexpr int kShortTurned = kKnowsMultiprocessors && sizeof(elem_t) == 2 && !kSeqIdx ? kFewSteps : kLongSteps;  // slower elsewhere
+constexpr int kGroups = kTurnedBlock / kGroup, kGroupsSteps = kGroups * kLongSteps;  // of a block, but for short ones
 
 // A group of lanes among those of a row: its first channel, whether it has the row's beginning and end, or certainly no channel of another row.
 struct Group {
@@ -271,9 +295,10 @@ struct Group {
 
 // Channels [begin, end) of a step of a tile one by one, every kLanesAStep-th of them by a lane: what is left at the ends of rows. At most
 // 7 of 16 bits: a lane loads all of its own at once.
-constexpr int kLanesAStep = kGroup / kLongSteps;
 constexpr int kRestAtOnce = kStates || sizeof(elem_t) > 2 ? 1 : 2;  // with states, two would spill registers
-__device__ inline void convolve_rest(const Params& p, index_t batch, const LongSteps& steps, const Sequences<kLongSteps>& sequences, int step, index_t begin, index_t end) {
+template <int kSteps>
+__device__ inline void convolve_rest(const Params& p, index_t batch, const Steps<kSteps>& steps, const Sequences<kSteps>& sequences, int step, index_t begin, index_t end) {
+    constexpr int kLanesAStep = kGroup / kSteps;
     const index_t t = steps.first + step;
     for (index_t first = begin + lane_id() % kLanesAStep; first < end; first += kRestAtOnce * kLanesAStep) {
         acc_t values[kRestAtOnce][kWidth];
@@ -301,23 +326,24 @@ __host__ __device__ inline bool are_joined(const Params& p) { return !kSeqIdx &&
 
 // A group's tile. kInside: with all its steps and those around them, so that rows go on in memory beyond both ends. `stores`: where a plain
 // one stores (InSectors).
-template <int kTurn, bool kInside>
-__device__ inline void convolve_turned(const Params& p, index_t batch, const LongSteps& steps, const Group& group, uint32_t stores) {
+template <int kTurn, bool kInside, int kSteps>
+__device__ inline void convolve_turned(const Params& p, index_t batch, const Steps<kSteps>& steps, const Group& group, uint32_t stores) {
+    constexpr int kRows = kHalo + kSteps;
     const bool is_plain = kInside && group.is_plain;
     using Rows = TurnedRows<kTurn>;
     const int lane = lane_id() % kGroup, lane0 = lane_id() - lane;
     const index_t dim = group.dim0 + lane * kNarrow;
     const int64_t x_step = step_bytes(p.x_seq_stride), out_step = step_bytes(p.out_seq_stride);
     const elem_t* from = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim + (steps.first - kHalo) * p.x_seq_stride;
-    narrow_t vectors[kLongRows];
+    narrow_t vectors[kRows];
 #pragma unroll
-    for (int r = 0; r < kLongRows; ++r, from = bytes_on(from, x_step)) vectors[r] = kInside || steps.has(r) ? narrow_t::load<kFetchRows>(from - behind(kTurn, r)) : narrow_t::zero();
+    for (int r = 0; r < kRows; ++r, from = bytes_on(from, x_step)) vectors[r] = kInside || steps.has(r) ? narrow_t::load<kFetchRows>(from - behind(kTurn, r)) : narrow_t::zero();
     VotedMarks marks;
     if constexpr (kSeqIdx) marks.load(p, batch, steps.first);
     Parameters<kNarrow> parameters;
     if (is_plain) parameters.load_pairs(p, dim);
     else parameters.load_around(p, dim);
-    Sequences<kLongSteps> sequences;
+    Sequences<kSteps> sequences;
     if constexpr (kSeqIdx) sequences.find(marks);
 
     elem_t* out = static_cast<elem_t*>(p.out) + batch * p.out_batch_stride + group.dim0 + steps.first * p.out_seq_stride;
@@ -340,7 +366,7 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Lon
         mine = lane < kSectorVectors ? bits : lane < kGroup - kSectorVectors ? ~uint32_t{0} : ~bits;
     } else {
         const uint32_t of_step = lane < steps.count ? stored_of(lane).mask() : 0;  // of step `lane`, a bit a lane
-        for (int step = 0; step < kLongSteps; ++step) mine |= (shuffle(of_step, lane0 + step) >> lane & 1) << step;
+        for (int step = 0; step < kSteps; ++step) mine |= (shuffle(of_step, lane0 + step) >> lane & 1) << step;
     }
 
     const auto enter = [&](int row) {
@@ -356,12 +382,12 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Lon
     };
     convolve(parameters, sequences, enter, [&](int row, int i) { return vectors[row].at(i); }, store);
     if (is_plain || (kInside && are_joined(p) && steps.first > kGroupsSteps)) return;  // nothing is left
-    const int own_step = lane / kLanesAStep;
+    const int own_step = lane / (kGroup / kSteps);
     if ((group.is_first || group.is_last) && own_step < steps.count) {
         const Stored stored = stored_of(own_step);
         convolve_rest(p, batch, steps, sequences, own_step, stored.rest_begin, stored.rest_end);
     }
-    if (kStates && !kTailBlocks && steps.first + kLongSteps >= p.seqlen) {
+    if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) {
         write_final_states(p, batch, dim, kNarrow);
         if (group.is_first && lane < group.dim0) write_final_states(p, batch, lane);
         if (group.is_last && group.dim0 + kSpan + lane < p.dim) write_final_states(p, batch, group.dim0 + kSpan + lane);
@@ -375,36 +401,37 @@ static index_t groups_of(const Params& p) {
 }
 
 template <int kTurn>
-__device__ inline void convolve_turned(const Params& p, const Divisor& by_across, const Divisor& by_down, int begin, uint32_t stores) {
+__device__ inline void convolve_turned(const Params& p, const Lines& lines, int begin, uint32_t stores) {
     if constexpr (kTurns && kTurn <= kNarrow) {
         const auto ahead = static_cast<uint32_t>(tail_blocks<kTurnedBlock>(p));
         if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kTurnedBlock>(p);
-        const Place place(blockIdx.x - ahead, by_across, by_down);
-        const index_t step = index_t(place.down) * kGroupsSteps;
-        const LongSteps steps(p, step + threadIdx.x / kGroup * kLongSteps);
+        const Place<kGroupsSteps, kGroups * kShortTurned> place(blockIdx.x - ahead, lines);
+        const index_t step = place.step;
+        const LongSteps steps(p, step + threadIdx.x / kGroup * (place.is_short ? kShortTurned : kLongSteps));
         const elem_t* row0 = static_cast<const elem_t*>(p.out) + place.batch * p.out_batch_stride + (steps.first - kHalo) * p.out_seq_stride;
         // Asked of the block: a compiler that cannot see that all lanes of a wave go one way makes each shuffle fit for two.
-        const bool goes_on = step > 0 && step + kGroupsSteps < p.seqlen;
-        Group group{index_t(place.across) * kAdvance, place.across == 0, place.across == by_across.d - 1, false};
+        const bool goes_on = place.is_short || (step > 0 && step + kGroupsSteps < p.seqlen);
+        Group group{index_t(place.across) * kAdvance, place.across == 0, place.across == lines.across.d - 1, false};
         group.is_plain = !group.is_first && group.dim0 + kSpan <= p.dim;
         if (goes_on) {
             // Begins `begin` elements into a sector, 3 to 18 (of 16 bits) before the row: then it knows the row's first vector, wherever that begins.
             group.dim0 -= kNarrow - 1 + (2 * kSector - to_sector(row0) - begin - (kNarrow - 1)) % kSector;
-            convolve_turned<kTurn, true>(p, place.batch, steps, group, stores);
+            if (place.is_short) convolve_turned<kTurn, true, kShortTurned>(p, place.batch, Steps<kShortTurned>(p, steps.first), group, stores);
+            else convolve_turned<kTurn, true, kLongSteps>(p, place.batch, steps, group, stores);
         } else if (steps.count > 0) {
             // Begins on the row's first boundary; the last group reaches back to be whole.
             const index_t aligned = to_sector(row0) % kNarrow, last = p.dim - kSpan - (p.dim - kSpan - aligned) % kNarrow;
             group.dim0 = group.dim0 + aligned < last ? group.dim0 + aligned : last;
-            convolve_turned<kTurn, false>(p, place.batch, steps, group, 0);
+            convolve_turned<kTurn, false, kLongSteps>(p, place.batch, steps, group, 0);
         }
     }
 }
 
 // A kernel each: one that asks for the turn is 1 % slower.
-extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned1(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<1>(p, by_across, by_down, begin, stores); }
-extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned2(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<2>(p, by_across, by_down, begin, stores); }
-extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned3(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<3>(p, by_across, by_down, begin, stores); }
-extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned4(const Params p, const Divisor by_across, const Divisor by_down, int begin, uint32_t stores) { convolve_turned<4>(p, by_across, by_down, begin, stores); }
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned1(const Params p, const Lines lines, int begin, uint32_t stores) { convolve_turned<1>(p, lines, begin, stores); }
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned2(const Params p, const Lines lines, int begin, uint32_t stores) { convolve_turned<2>(p, lines, begin, stores); }
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned3(const Params p, const Lines lines, int begin, uint32_t stores) { convolve_turned<3>(p, lines, begin, stores); }
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned4(const Params p, const Lines lines, int begin, uint32_t stores) { convolve_turned<4>(p, lines, begin, stores); }
 
 // By how much the rows of both tensors turn, where they lie alike; else 0.
 static uint32_t turn_of(const Params& p) {
@@ -430,28 +457,34 @@ static Channels how(const Params& p) {
 
 static int64_t workspace_bytes(const Params&) { return 0; }
 
+// `down` lines of blocks a batch; `resident` threads fit on a multiprocessor, and `shorter` short tiles are as long as a whole one. Neither the
+// first line of a batch nor the last one comes in short tiles, nor do tiles that the device runs all at once.
 template <auto Kernel, int Block, typename... More>
-static void launch_tiles(const Params& p, index_t across, index_t down, stream_t stream, More... more) {
-    const index_t ahead = tail_blocks<Block>(p);
-    launch<Kernel>(grid_of(ahead + p.batch * down * across, 1, 1, ahead + Divisor::kLimit), dim3(Block), stream, p, Divisor(across), Divisor(down), more...);
+static void launch_tiles(const Params& p, index_t across, index_t down, int resident, int shorter, stream_t stream, More... more) {
+    const index_t ahead = tail_blocks<Block>(p), at_once = multiprocessors() * (resident / Block);
+    index_t left_out = shorter > 1 && p.batch * down * across > at_once ? ceil_div(at_once, kShare * across) : 0;
+    if (left_out > down - 2) left_out = down > 2 ? down - 2 : 0;
+    const index_t whole = p.batch * down - left_out;
+    const Lines lines{Divisor(across), Divisor(down), static_cast<uint32_t>(whole)};
+    launch<Kernel>(grid_of(ahead + (whole + left_out * shorter) * across, 1, 1, ahead + Divisor::kLimit), dim3(Block), stream, p, lines, more...);
 }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
     const index_t across = ceil_div(p.dim, kAcross * kLanes);
     const Channels channels = how(p);
-    if (channels == Channels::vectors) launch_tiles<fwd_raster, kBlock>(p, across, ceil_div(p.seqlen, kDown * kSteps), stream);
+    if (channels == Channels::vectors) launch_tiles<fwd_raster, kBlock>(p, across, ceil_div(p.seqlen, kDown * kSteps), kResident, kSteps / kShortSteps, stream);
     if (channels == Channels::apart) {
         const int advance = staged_advance(p);
         const uint32_t turn = turn_of(p);
         const index_t groups = groups_of(p), rows = ceil_div(p.seqlen, kGroupsSteps);
         const InSectors in_sectors(p.out_seq_stride, turn, kHalo, kLongSteps);
-        if (turn == 0) launch_tiles<staged, kStagedBlock>(p, staged_across(p, advance), ceil_div(p.seqlen, kLongSteps), stream, advance);
-        if (turn == 1) launch_tiles<turned1, kTurnedBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
-        if (turn == 2) launch_tiles<turned2, kTurnedBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
-        if (turn == 3) launch_tiles<turned3, kTurnedBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
-        if (turn == 4) launch_tiles<turned4, kTurnedBlock>(p, groups, rows, stream, in_sectors.first, in_sectors.stores);
+        if (turn == 0) launch_tiles<staged, kStagedBlock>(p, staged_across(p, advance), ceil_div(p.seqlen, kLongSteps), 0, 1, stream, advance);
+        if (turn == 1) launch_tiles<turned1, kTurnedBlock>(p, groups, rows, kTurnedResident, kLongSteps / kShortTurned, stream, in_sectors.first, in_sectors.stores);
+        if (turn == 2) launch_tiles<turned2, kTurnedBlock>(p, groups, rows, kTurnedResident, kLongSteps / kShortTurned, stream, in_sectors.first, in_sectors.stores);
+        if (turn == 3) launch_tiles<turned3, kTurnedBlock>(p, groups, rows, kTurnedResident, kLongSteps / kShortTurned, stream, in_sectors.first, in_sectors.stores);
+        if (turn == 4) launch_tiles<turned4, kTurnedBlock>(p, groups, rows, kTurnedResident, kLongSteps / kShortTurned, stream, in_sectors.first, in_sectors.stores);
     }
-    if (channels == Channels::scattered) launch_tiles<scattered, kBlock>(p, across, ceil_div(p.seqlen, kDown * kLongSteps), stream);
+    if (channels == Channels::scattered) launch_tiles<scattered, kBlock>(p, across, ceil_div(p.seqlen, kDown * kLongSteps), 0, 1, stream);
 }
 
 CC1D_EXPORT("conv")

@@ -9,172 +9,177 @@
 // multiplications an output, of which `width` are useful: 64 FLOPs issued an output (32 for width 1, which needs no
 // Before), in whole tiles of 256 outputs. Beside the parameters, device memory sees x read once and out written once.
 //
-//   x     [ 8 | 8 | 8 | 8 | ...             ]   a 16-byte vector a lane, `vectors` of them at once
-//               |  as it is, with the segment before it
-//   S     [ 16 steps ] ...                      shared memory of the wave; both products read it, 16 elements apart
-//               x  Before, Within               band of the channel, written while x is on its way
-//   sums  [ 16 x 16 ] fp32                      shared memory of the wave
-//               |  + bias, activation, rounding
-//   out   [ 8 | 8 | 8 | 8 | ...             ]   a 16-byte vector a lane
+// Any order of the columns of S that the rows of the band share gives the same product, and the columns of the band may have any order. So
+// both have the order in which a lane that loads neighbouring steps holds the operand, and receives the sums of the same steps
+// (Segments in matrix_core.h): nothing goes by shared memory.
 //
-// Waves share nothing, so there is no barrier of a block; a wave keeps to one row. Rows that do not begin on a 16-byte
-// boundary keep the aligned frame of memory, as in fwd_register; what is no whole vector at their ends, and up to 24 steps behind the last
-// run, takes a lane each, tap by tap: at 1023 steps a second run would bring 6 of them. Few runs are split into those of a vector a lane.
-// 0 x Inf is not 0: a product spreads a NaN or Inf over all sums of its segment and of the next one, so a lane that finds a sum that is
-// not finite computes its own again, tap by tap.
+//   x     [ 4 | 4 | 4 | 4 | 4 | ...         ]   8 bytes a lane (16 on some archs), all of `tiles` tiles at once
+//               x  Within                       a lane's part of the band, taken from the lane that has that pair of taps
+//               |  shuffle: the same steps of the segment before
+//               x  Before
+//   out   [ 4 | 4 | 4 | 4 | 4 | ...         ]   the lane's own: + bias, activation, rounding
+//
+// Waves share nothing; a wave keeps to one row. Rows that do not begin on a 32-byte sector keep the sectors of memory, so that
+// each is written by one access; what is no whole piece of a lane at their ends, and up to 24 steps behind the last run, takes a lane each,
+// tap by tap: at 1023 steps a second run would bring few of them. Few runs are split into those of a tile.
+// 0 x Inf is not 0: a product spreads a NaN or Inf over all sums of its segment and of the next one, so lanes that find a sum that is
+// not finite compute theirs again, tap by tap.
 // channel_first alone: with the channels contiguous, no 16 bytes of memory belong to one product.
 #include "cc1d/config.h"
 #include "cc1d/frame.h"
 
 constexpr int kBlock = CC1D_BLOCK;
-constexpr int kResident = 1024;  // threads that are to fit on a multiprocessor: bounds the registers
+constexpr int kResident = 1024, kFramedResident = 768;  // threads that are to fit on a multiprocessor: bounds the registers
 constexpr int kFew = 8;          // waves on a multiprocessor: with so many at most, shorter runs are faster
 constexpr int kWaves = kBlock / kWarp;
 constexpr int kHalo = kWidth - 1;
-constexpr int kSide = 16;                    // of a tile, so also the length of a segment
-constexpr int kTile = kSide * kSide;         // outputs
-constexpr int kStep = kWarp * kVec;          // outputs of a wave at a vector a lane
-constexpr int kPitch = 24;                   // of a row of sums in shared memory: neighbouring rows in other banks
-constexpr int kTiles = kStep / kTile;        // tiles in that: 1, or 2 with 64 lanes
-constexpr int kLanes = kWarp / kTiles;       // of a tile
-constexpr int kTaps = ceil_div(kWidth * kSide, kWarp);  // that a lane writes into the band
-constexpr int kHead = kVec, kTail = 32 - kHead;         // lanes for what is no whole vector at the ends of a framed row
-static_assert(sizeof(elem_t) == 2 && kTiles * kTile == kStep, "a tile is a vector of each of 32 lanes");
-static_assert(kHalo <= kVec, "the halo lies in the vector before the run");
+constexpr int kSide = 16;             // of a tile, so also the length of a segment; as many elements are a sector
+constexpr int kTile = kSide * kSide;  // outputs
+// Tiles of a run. In a frame longer runs: fewer of them have an end of the row.
+constexpr int kTiles = CC1D_TILES, kFramedTiles = 2 * kTiles;
+constexpr int kPiece = Segments::kPiece, kPieces = Segments::kPieces;
+constexpr int kHead = kPiece, kTail = 32 - 8;  // lanes for what is no whole piece at the ends of a framed row
+static_assert(sizeof(elem_t) == 2 && kPieces * kPiece * kWarp == kTile, "a tile is what all lanes hold");
+static_assert(kHalo <= kPiece * 2 && kHead + kTail <= 32, "a lane for each step that is left");
 static_assert(!kChannelLast, "segments lie along the sequence");
-using vector_t = Packed<elem_t, kVec>;
+using piece_t = Packed<elem_t, kPiece>;
 
-union Exchange {
-    elem_t band[2 * kTile];              // at first: Before, then Within
-    float sums[kTiles][kSide * kPitch];  // then: the products
+// A channel's taps in pairs, with a zero beyond either end: lane n has taps n - 1 and n.
+struct TapPairs {
+    Packed<weight_t, 2> pair = Packed<weight_t, 2>::zero();
+
+    __device__ TapPairs(const weight_t* taps, index_t stride) {
+        const int lane = lane_id();
+        if (lane < kWidth) pair.put(1, taps[lane * stride]);
+        const uint32_t below = shuffle_up(pair.words[0], 1) >> 16;  // a second load would take more instructions before that of x
+        if (lane > 0) pair.words[0] |= below;
+    }
+    // Taps `tap` and tap + 1. All lanes come here.
+    __device__ uint32_t at(int tap) const {
+        const auto lane = static_cast<uint32_t>(tap + 1);
+        return shuffle(pair.words[0], static_cast<int>(lane <= kWidth ? lane : kWidth + 1));
+    }
 };
 
-__device__ inline void put(elem_t* shared, const vector_t& v) {
-    *reinterpret_cast<raw16_t*>(shared) = raw16_t{v.words[0], v.words[1], v.words[2], v.words[3]};
+// Steps by which a row's frame begins before it.
+__device__ inline int lead_in_sector(const Channel& row, uint32_t batch) {
+    return static_cast<int>(reinterpret_cast<uintptr_t>(row.first + batch * row.batch_stride) / sizeof(elem_t) % kSide);
 }
 
-template <Rows kRows, int kVectors>
+template <Rows kRows, int kTiles>
 __device__ inline void convolve(const Params& p, const Divisor& runs, const Divisor& dims) {
-    constexpr int kRun = kStep * kVectors;  // neighbouring outputs of a wave
+    constexpr int kRun = kTile * kTiles;  // neighbouring outputs of a wave
     constexpr bool kFramed = kRows == Rows::framed;
-    // The segment before the run, the run, and what lies behind the last one, in whole segments.
-    alignas(32) __shared__ elem_t segments[kWaves][kSide + kRun + (kFramed ? 2 * kSide : 0)];
-    alignas(32) __shared__ Exchange exchanges[kWaves];
     const uint32_t number = blockIdx.x * kWaves + threadIdx.x / kWarp;
-    const uint32_t row = runs(number), batch = dims(row), dim = row - batch * dims.d;
+    const uint32_t row = runs(number), batch = dims(row), dim = row - batch * dims.d, place = number - row * runs.d;
     const int lane = lane_id();
-    elem_t* segment = segments[threadIdx.x / kWarp];
-    Exchange& exchange = exchanges[threadIdx.x / kWarp];
-    if (batch >= p.batch) return;  // a whole wave goes
+    if (batch >= static_cast<uint32_t>(p.batch)) return;  // a whole wave goes
 
     const Channel x(p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride, dim);
     const Channel out(p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride, dim);
-    const uint32_t place = number - row * runs.d;
-    const Run<kVec, kRows> run(x, batch, place * (kRun / kVec), static_cast<int>(p.seqlen));  // its first vector
-    const auto vector_at = [&](int v) { return run.after(v * kStep + lane * kVec); };
+    const int seqlen = static_cast<int>(p.seqlen), lead = kFramed ? lead_in_sector(out, batch) : 0;
+    const Run<kPiece, kRows> run(batch, static_cast<int>(place) * kRun - lead, seqlen);  // its first piece
+    const bool is_last = place == runs.d - 1;
 
-    vector_t own[kVectors];
-    for (int v = 0; v < kVectors; ++v) own[v] = vector_at(v).load(x);
-    // Of the segment before, the second half is the halo. The first meets zeros of the band, so it must be finite.
-    const auto earlier = run.after(-kVec);
-    vector_t halo = vector_t::zero(), later = vector_t::zero();
-    const bool loads_halo = lane == 1 && !run.starts_row();
-    if (loads_halo) halo = earlier.load(x);
-    const bool is_last = place == runs.d - 1, loads_later = kFramed && is_last && lane < kTail / kVec;
-    if (loads_later) later = run.after(kRun + lane * kVec).load(x);
+    // The lane's pieces lie at constant distances from its first one.
+    const int segment = Segments::segment(lane), first = Segments::first(lane);
+    const auto own = run.after(segment * kSide + first);
+    const elem_t* from = own.place_in(x);
+    elem_t* to = own.place_in(out);
+    const index_t step = run.step(x), out_step = run.step(out);
+    const auto distance = [](int tile, int i) { return tile * kTile + i * Segments::kApart * kSide; };
 
-    // The band: row k of Before and Within, one above the other, has tap kHalo - n in column k - kSide + n.
-    const weight_t* taps = static_cast<const weight_t*>(p.weight) + dim * p.weight_dim_stride;
-    const weight_t shift = p.bias ? static_cast<const weight_t*>(p.bias)[dim] : from_float<weight_t>(0);
-    weight_t tap[kTaps];
-    for (int i = 0; i < kTaps; ++i) {
-        const int n = lane / kSide + i * (kWarp / kSide);
-        if (n < kWidth) tap[i] = taps[(kHalo - n) * p.weight_width_stride];
-    }
-    for (int i = 0; i < 2 * kTile; i += kStep) put(exchange.band + i + lane * kVec, vector_t::zero());
-    sync_wave();
-    for (int i = 0; i < kTaps; ++i) {
-        const int n = lane / kSide + i * (kWarp / kSide), column = lane % kSide;
-        if (n < kWidth) exchange.band[(column + kSide - n) * kSide + column] = tap[i];
-    }
-    sync_wave();
-    FragmentB<elem_t> before, within;
-    if constexpr (kHalo > 0) before.load_shared(exchange.band, kSide);
-    within.load_shared(exchange.band + kTile, kSide);
+    piece_t pieces[kTiles][kPieces];
+    for (int tile = 0; tile < kTiles; ++tile)
+        for (int i = 0; i < kPieces; ++i) pieces[tile][i] = own.after(distance(tile, i)).load(from + distance(tile, i) * step, step);
+    // Of the segment before the run, what is seen from it.
+    const auto earlier = own.after(-kSide);
+    piece_t halo = piece_t::zero();
+    if (segment == 0 && first + kPiece > kSide - kHalo && !run.starts_row()) halo = earlier.load(from - kSide * step, step);
 
-    if (lane < 2) put(segment + lane * kVec, loads_halo ? earlier.masked(halo) : halo);
-    for (int v = 0; v < kVectors; ++v) put(segment + kSide + v * kStep + lane * kVec, vector_at(v).masked(own[v]));
-    if (loads_later) put(segment + kSide + kRun + lane * kVec, later);
+    // A step that is in no whole piece, and what it sees.
+    const int left = (seqlen - run.t) & -kPiece, whole = -lead & (kPiece - 1);  // of the run, up to the last whole piece; of the row, before the first
+    const int rest = lane < kHead ? lane : run.t + (left < kRun ? left : kRun) + lane - kHead;
+    const bool has_rest = kFramed && rest < seqlen && (lane < kHead ? run.t < 0 && rest < whole : is_last && rest >= whole && lane < kHead + kTail);
+    elem_t seen[kWidth];
+    if (kFramed)
+        for (int w = 0; w < kWidth; ++w) seen[w] = has_rest && rest - kHalo + w >= 0 ? x.first[batch * x.batch_stride + rest - kHalo + w] : from_float<elem_t>(0);
 
-    // Half a row of sums a lane. Odd lanes begin with their second four, so that eight lanes read from all banks.
-    const int part = lane % kLanes, swap = part % 2 * 4;
-    const float* half = exchange.sums[lane / kLanes] + part / 2 * kPitch + part % 2 * kVec;
-
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-        if (kRows != Rows::aligned && run.t + v * kStep >= run.seqlen) break;
-        sync_wave();
-        for (int tile = 0; tile < kTiles; ++tile) {
-            const elem_t* from = segment + v * kStep + tile * kTile;
-            FragmentA<elem_t> a;
-            FragmentC c;
-            c.fill(0.0f);
-            if constexpr (kHalo > 0) {
-                a.load_shared(from, kSide);
-                multiply_accumulate(c, a, before);
-            }
-            a.load_shared(from + kSide, kSide);
-            multiply_accumulate(c, a, within);
-            c.store(exchange.sums[tile], kPitch);
+    const weight_t* weight = static_cast<const weight_t*>(p.weight) + dim * p.weight_dim_stride;
+    const TapPairs taps(weight, p.weight_width_stride);
+    const acc_t bias = p.bias ? to_float(static_cast<const weight_t*>(p.bias)[dim]) : acc_t(0);
+    Segments::Band before, within;
+    for (int i = 0; i < Segments::kOutputs; ++i)
+        for (int k = 0; k < Segments::kInputs; k += 2) {
+            const int tap = kHalo + Segments::input(lane, k) - Segments::output(lane, i);
+            within[i][k / 2] = taps.at(tap);
+            before[i][k / 2] = kHalo > 0 ? taps.at(tap - kSide) : 0;
         }
-        sync_wave();
 
-        acc_t sum[kVec];
-        for (int i = 0; i < 4; ++i) sum[i] = half[swap + i];
-        for (int i = 0; i < 4; ++i) sum[4 + i] = half[4 - swap + i];
-        if (sum[0] - sum[0] != 0.0f) {  // not finite; then none of its row is
-            const elem_t* steps = segment + kSide + v * kStep + lane * kVec - kHalo;
-            for (int i = 0; i < kVec; ++i) sum[i] = 0.0f;
+    if (kFramed) halo = earlier.masked(halo);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+        if (kRows != Rows::aligned && run.t + tile * kTile >= seqlen) break;
+        if (kFramed)
+            for (int i = 0; i < kPieces; ++i) pieces[tile][i] = own.after(distance(tile, i)).masked(pieces[tile][i]);
+        acc_t sums[kPieces][kPiece];
+        for (int i = 0; i < kPieces; ++i)
+            for (int j = 0; j < kPiece; ++j) sums[i][j] = bias;
+        Segments::add_products<elem_t>(sums, pieces[tile], within);
+        if constexpr (kHalo > 0) {
+            piece_t previous[kPieces];
+            for (int i = 0; i < kPieces; ++i) {  // segments 0, 8, ... follow the last one of the pieces before
+                previous[i] = halo;
+                for (int w = 0; w < piece_t::kWords; ++w) halo.words[w] = shuffle(pieces[tile][i].words[w], Segments::lane_before(lane));
+                if (segment > 0) previous[i] = halo;
+            }
+            Segments::add_products<elem_t>(sums, previous, before);
+        }
+
+        acc_t spread = 0;  // not 0 where a sum is not finite; then no other one of its segment is
+        for (int i = 0; i < kPieces; ++i) spread += sums[i][0] - sums[i][0];
+        if (vote(spread != 0)) {  // asked of all: the usual way has no lanes to wait for
+            for (int i = 0; i < kPieces; ++i)
+                for (int j = 0; j < kPiece; ++j) sums[i][j] = bias;
 #pragma unroll 1
             for (int w = 0; w < kWidth; ++w)
-                for (int i = 0; i < kVec; ++i) sum[i] += to_float(taps[w * p.weight_width_stride]) * to_float(steps[w + (i ^ swap)]);
+                for (int i = 0; i < kPieces; ++i)
+                    for (int j = 0; j < kPiece; ++j) {
+                        const int on = distance(tile, i) + j - kHalo + w, t = own.t + on;
+                        if (t >= 0 && t < seqlen) sums[i][j] += to_float(weight[w * p.weight_width_stride]) * to_float(from[on * step]);
+                    }
         }
 
-        for (int i = 0; i < kVec; ++i) sum[i] = activate(sum[i] + to_float(shift));
-        const vector_t swapped = vector_t::from(sum);
-        vector_t result;
-        for (int w = 0; w < vector_t::kWords; ++w) result.words[w] = swap ? swapped.words[w ^ 2] : swapped.words[w];
-        const auto own_run = vector_at(v);
-        if constexpr (!kFramed) own_run.store(out, result);
-        else if (own_run.whole()) result.store(own_run.place_in(out));
+        for (int i = 0; i < kPieces; ++i) {
+            for (int j = 0; j < kPiece; ++j) sums[i][j] = activate(sums[i][j]);
+            const auto result = piece_t::from(sums[i]);
+            const auto piece = own.after(distance(tile, i));
+            if constexpr (!kFramed) piece.store(to + distance(tile, i) * out_step, out_step, result);
+            else if (piece.whole()) result.store(to + distance(tile, i));
+        }
     }
     if (!kFramed || (run.t >= 0 && !is_last)) return;
 
-    // What is no whole vector: kHead lanes for the steps before the first one of the row, kTail for those behind the last.
-    const int left = (run.seqlen - run.t) & -kVec, end = left < kRun ? left : kRun;  // of whole vectors
-    const int i = lane < kHead ? lane : end + lane - kHead, t = run.t + i;
-    const bool is_own = lane < kHead ? run.t < 0 && i < end : is_last && lane < kHead + kTail;
-    if (!is_own || t < 0 || t >= run.seqlen) return;
-    acc_t sum = 0;
-    for (int w = 0; w < kWidth; ++w) sum += to_float(taps[w * p.weight_width_stride]) * to_float(segment[kSide + i - kHalo + w]);
-    run.place_in(out)[i] = from_float<elem_t>(activate(sum + to_float(shift)));
+    acc_t sum = bias;
+    for (int w = 0; w < kWidth; ++w) sum += to_float(Packed<weight_t, 2>{taps.at(w)}.get(0)) * to_float(seen[w]);
+    if (has_rest) out.first[batch * out.batch_stride + rest] = from_float<elem_t>(activate(sum));
 }
 
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_toeplitz_wmma(const Params p, const Divisor runs, const Divisor dims) { convolve<Rows::aligned, CC1D_VECTORS>(p, runs, dims); }
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void framed(const Params p, const Divisor runs, const Divisor dims) { convolve<Rows::framed, CC1D_VECTORS>(p, runs, dims); }
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void scattered(const Params p, const Divisor runs, const Divisor dims) { convolve<Rows::scattered, CC1D_VECTORS>(p, runs, dims); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_toeplitz_wmma(const Params p, const Divisor runs, const Divisor dims) { convolve<Rows::aligned, kTiles>(p, runs, dims); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kFramedResident) void framed(const Params p, const Divisor runs, const Divisor dims) { convolve<Rows::framed, kFramedTiles>(p, runs, dims); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kFramedResident) void scattered(const Params p, const Divisor runs, const Divisor dims) { convolve<Rows::scattered, kTiles>(p, runs, dims); }
 extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void aligned_few(const Params p, const Divisor runs, const Divisor dims) { convolve<Rows::aligned, 1>(p, runs, dims); }
 extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void framed_few(const Params p, const Divisor runs, const Divisor dims) { convolve<Rows::framed, 1>(p, runs, dims); }
 
 static int64_t workspace_bytes(const Params&) { return 0; }
 
-// In runs of `vectors` a lane.
-static RowPlan plan_of(const Params& p, int vectors) {
-    const index_t run = kStep * vectors, at_most = p.seqlen + kVec - 1 - kTail;  // steps of a frame, without what lies behind its last run
-    RowPlan plan = rows_of<kStep>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, {p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride}});
-    if (plan.rows == Rows::aligned && p.seqlen % run) plan.rows = Rows::framed;
-    plan.runs = plan.rows == Rows::framed ? (at_most > 0 ? ceil_div(at_most, run) : 1) : ceil_div(p.seqlen, run);
-    return plan;
+// In runs of `tiles`, of `framed_tiles` where rows keep a frame: those that begin within a sector, or end within a run.
+static RowPlan plan_of(const Params& p, int tiles, int framed_tiles) {
+    const Strided x{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, out{p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride};
+    const index_t at_most = p.seqlen + kSide - 1 - kTail;  // steps of a frame, without what lies behind its last run
+    if (!x.alike(out)) return {Rows::scattered, ceil_div(p.seqlen, kTile * tiles)};
+    if (out.aligned(kSide) && p.seqlen % (kTile * tiles) == 0) return {Rows::aligned, p.seqlen / (kTile * tiles)};
+    return {Rows::framed, at_most > 0 ? ceil_div(at_most, kTile * framed_tiles) : 1};
 }
 
 template <auto Kernel>
@@ -183,9 +188,9 @@ static void launch_runs(const Params& p, index_t runs, stream_t stream) {
 }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
-    RowPlan plan = plan_of(p, CC1D_VECTORS);
+    RowPlan plan = plan_of(p, kTiles, kFramedTiles);
     const bool are_few = plan.rows != Rows::scattered && p.batch * p.dim * plan.runs <= kFew * multiprocessors();
-    if (are_few) plan = plan_of(p, 1);
+    if (are_few) plan = plan_of(p, 1, 1);
     if (plan.rows == Rows::aligned && are_few) launch_runs<aligned_few>(p, plan.runs, stream);
     if (plan.rows == Rows::framed && are_few) launch_runs<framed_few>(p, plan.runs, stream);
     if (plan.rows == Rows::aligned && !are_few) launch_runs<fwd_toeplitz_wmma>(p, plan.runs, stream);

@@ -25,6 +25,7 @@ struct Channel {
 // `N` neighbouring steps of a row from step `t` on, which may be below 0. What exists of them lies from first() to before last().
 template <int N, Rows kRows>
 struct Run {
+    static constexpr int kAtOnce = N < kVec ? N : kVec;  // elements of an access
     using run_t = Packed<elem_t, N>;
     uint32_t batch;
     int t, seqlen;
@@ -63,8 +64,8 @@ struct Run {
         if (kRows == Rows::aligned) return run_t::load(from);
         run_t v = run_t::zero();
         if (kRows == Rows::framed) {
-            for (int i = 0; i < N; i += kVec)
-                if (t + i > -kVec && t + i < seqlen) v.set(i, Packed<elem_t, kVec>::template load<kFetch>(from + i));
+            for (int i = 0; i < N; i += kAtOnce)
+                if (t + i > -kAtOnce && t + i < seqlen) v.set(i, Packed<elem_t, kAtOnce>::template load<kFetch>(from + i));
         } else {
             const int begin = first(), end = last();
             for (int i = 0; i < N; ++i, from += step)
@@ -91,12 +92,12 @@ struct Run {
     __device__ void store(elem_t* to, index_t step, const run_t& v) const {
         if (kRows == Rows::aligned || (kRows == Rows::framed && whole())) return v.store(to);
         const int begin = first(), end = last();
-        for (int i = 0; i < N; i += kVec) {
-            if (kRows == Rows::framed && i >= begin && i + kVec <= end) {
-                v.template part<kVec>(i).store(to + i);
+        for (int i = 0; i < N; i += kAtOnce) {
+            if (kRows == Rows::framed && i >= begin && i + kAtOnce <= end) {
+                v.template part<kAtOnce>(i).store(to + i);
                 continue;
             }
-            for (int j = i; j < i + kVec; ++j)
+            for (int j = i; j < i + kAtOnce; ++j)
                 if (j >= begin && j < end) to[j * step] = v.get(j);
         }
     }

@@ -12,8 +12,8 @@ struct Strided {
     index_t batch, dim, seq;
 
     int lead() const { return lead_of(static_cast<const elem_t*>(tensor)); }
-    // Whether all rows along the sequence begin on a 16-byte boundary.
-    bool aligned() const { return lead() == 0 && dim % kVec == 0 && batch % kVec == 0; }
+    // Whether all rows along the sequence begin on a boundary of `n` elements; by default of 16 bytes.
+    bool aligned(int n = kVec) const { return reinterpret_cast<uintptr_t>(tensor) % (n * sizeof(elem_t)) == 0 && dim % n == 0 && batch % n == 0; }
     // Whether the rows of both lie at the same distances from a 16-byte boundary, steps side by side.
     bool alike(const Strided& other) const {
         return seq == 1 && other.seq == 1 && (batch - other.batch) % kVec == 0 && (dim - other.dim) % kVec == 0 && lead() == other.lead();

@@ -101,6 +101,7 @@ __device__ inline void start_next() {}
 __device__ inline void wait_for_previous() {}
 
 // Unknown: HIP's number of that attribute is not the same in all releases, and there may be no header that has it.
+constexpr bool kKnowsMultiprocessors = false;
 inline int multiprocessors() { return 0; }
 
 inline const char* launch_error() {

@@ -176,6 +176,7 @@ void launch_behind(dim3 grid, dim3 block, stream_t stream, Args... args) {
 inline void start_next() {}
 inline void wait_for_previous() {}
 
+constexpr bool kKnowsMultiprocessors = true;
 inline int multiprocessors() { return 1; }
 inline const char* launch_error() { return std::exchange(cc1d_emulation::last_error, nullptr); }
 

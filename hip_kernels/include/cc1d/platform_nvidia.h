@@ -101,6 +101,7 @@ __device__ inline void wait_for_previous() {}
 #endif
 
 // Of the current device; 0 where a platform does not know.
+constexpr bool kKnowsMultiprocessors = true;
 inline int multiprocessors() {
     int device = 0, count = 1;
     cudaGetDevice(&device);
