@@ -5,7 +5,8 @@
 // number of loads in flight and the number of threads, not a walk. The steps before the tile were just read by the
 // neighbouring tile, so they come from L1 or L2. Rows of channels that begin off the sectors of memory, but alike in x and out, move in
 // aligned vectors, which lanes shift by what their neighbours hold (turned.h); others a block brings to shared memory; both take longer tiles,
-// since a row costs them more. The first tile of a row takes its initial state, and the last one writes the final state.
+// since a row costs them more. Where tiles are long, the last ones, whose arithmetic nothing hides, are short. The first tile of a row takes its
+// initial state, and the last one writes the final state.
 //
 //            channels ->
 //   x      [ halo: width - 1 steps   ]      cache
@@ -28,7 +29,7 @@ constexpr int kSteps = CC1D_STEPS, kResident = CC1D_RESIDENT;
 // The same of tiles of other rows, each of which costs more: more steps share the halo.
 constexpr int kLongSteps = kWide && sizeof(elem_t) == 2 ? 12 : 8, kLongRows = kHalo + kLongSteps;
 constexpr int kMostLong = kWide ? 640 : 896, kLongResident = kResident < kMostLong ? kResident : kMostLong;
-// Of the last tiles, whose arithmetic nothing hides: a third of what the device runs at once. More of them share too little of the halo.
+// Of the last tiles: a third of what the device runs at once. More of them share too little of the halo.
 constexpr int kFewSteps = 4, kShare = 3;
 constexpr int kShortSteps = kKnowsMultiprocessors && !kWide && kSteps > kFewSteps && kSteps % kFewSteps == 0 ? kFewSteps : kSteps;
 constexpr int kLanes = CC1D_BYTES / sizeof(elem_t);  // channels of a thread
