@@ -47,22 +47,20 @@ struct Lines {
     uint32_t whole;
 };
 
-// A block's place among all, along the channels first.
-template <int kSteps, int kShort>  // of a block
+// A block's place among all, along the channels first; `kTimes` short tiles are as long as a whole one.
+template <int kTimes>
 struct Place {
-    uint32_t batch, across;
-    index_t step;  // its first
+    uint32_t batch, down, across;  // `down` counts whole blocks, or short ones
     bool is_short;
 
     __device__ Place(uint32_t block, const Lines& lines) {
         const uint32_t line = lines.across(block), end = lines.whole - 1;
-        is_short = kShort < kSteps && line > end;
+        is_short = kTimes > 1 && line > end;
         across = block - line * lines.across.d;
         batch = lines.down(is_short ? end : line);
-        uint32_t down = (is_short ? end : line) - batch * lines.down.d;
-        if (kShort < kSteps && line == end) down = lines.down.d - 1;
-        step = index_t(down) * kSteps;
-        if (is_short) step += index_t(line - lines.whole) * kShort;
+        down = (is_short ? end : line) - batch * lines.down.d;
+        if (kTimes > 1 && line == end) down = lines.down.d - 1;
+        if (is_short) down = down * kTimes + line - lines.whole;
     }
 };
 
@@ -118,12 +116,12 @@ __device__ inline void convolve(const Taps& parameters, const Sequences<kSteps>&
 }
 
 template <Channels kHow, int kSteps>
-__device__ inline void convolve_tile(const Params& p, uint32_t batch, uint32_t block, index_t first) {
+__device__ inline void convolve_tile(const Params& p, uint32_t batch, uint32_t block, uint32_t line) {
     constexpr int kRows = kHalo + kSteps;
     using Row = ChannelRow<kHow, kLanes, kAcross, kHow == Channels::vectors ? kFetchTile : 0>;
     const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross;
     const OwnChannels<kHow, kLanes, kAcross> own(p, block, across);
-    const Steps<kSteps> steps(p, first + down * kSteps);
+    const Steps<kSteps> steps(p, index_t(line * kDown + down) * kSteps);
     const bool exists = own.count > 0 && steps.count > 0;
     if (!kSeqIdx && !exists) return;
 
@@ -161,9 +159,9 @@ template <Channels kHow, int kSteps, int kShort>
 __device__ inline void convolve_block(const Params& p, const Lines& lines) {
     const auto ahead = static_cast<uint32_t>(tail_blocks<kBlock>(p));
     if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kBlock>(p);
-    const Place<kDown * kSteps, kDown * kShort> place(blockIdx.x - ahead, lines);
-    if (place.is_short) convolve_tile<kHow, kShort>(p, place.batch, place.across, place.step);
-    else convolve_tile<kHow, kSteps>(p, place.batch, place.across, place.step);
+    const Place<kSteps / kShort> place(blockIdx.x - ahead, lines);
+    if (place.is_short) convolve_tile<kHow, kShort>(p, place.batch, place.across, place.down);
+    else convolve_tile<kHow, kSteps>(p, place.batch, place.across, place.down);
 }
 
 extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_raster(const Params p, const Lines lines) { convolve_block<Channels::vectors, kSteps, kShortSteps>(p, lines); }
@@ -209,11 +207,11 @@ extern "C" __global__ CC1D_BOUNDS(kStagedBlock, kStagedResident) void staged(con
     __shared__ Frame x_frames[kLongRows], out_frames[kStagesOut ? kLongSteps : 1];
     const auto ahead = static_cast<uint32_t>(tail_blocks<kStagedBlock>(p));
     if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kStagedBlock>(p);
-    const Place<kLongSteps, kLongSteps> place(blockIdx.x - ahead, lines);
+    const Place<1> place(blockIdx.x - ahead, lines);
     const uint32_t batch = place.batch;
     const int thread = threadIdx.x;
     const index_t dim0 = index_t(place.across) * advance, dim = dim0 + thread;
-    const LongSteps steps(p, place.step);
+    const LongSteps steps(p, index_t(place.down) * kLongSteps);
     const int channels = clamped<0, kTile>(p.dim - dim0), count = clamped<0, kLanes>(ceil_div(channels - thread, kStagedBlock));
     const elem_t* x = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim0 + (steps.first - kHalo) * p.x_seq_stride;
 
@@ -406,9 +404,10 @@ __device__ inline void convolve_turned(const Params& p, const Lines& lines, int 
     if constexpr (kTurns && kTurn <= kNarrow) {
         const auto ahead = static_cast<uint32_t>(tail_blocks<kTurnedBlock>(p));
         if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kTurnedBlock>(p);
-        const Place<kGroupsSteps, kGroups * kShortTurned> place(blockIdx.x - ahead, lines);
-        const index_t step = place.step;
-        const LongSteps steps(p, step + threadIdx.x / kGroup * (place.is_short ? kShortTurned : kLongSteps));
+        const Place<kLongSteps / kShortTurned> place(blockIdx.x - ahead, lines);
+        const int tile = place.is_short ? kShortTurned : kLongSteps;
+        const index_t step = index_t(place.down) * (kGroups * tile);
+        const LongSteps steps(p, step + threadIdx.x / kGroup * tile);
         const elem_t* row0 = static_cast<const elem_t*>(p.out) + place.batch * p.out_batch_stride + (steps.first - kHalo) * p.out_seq_stride;
         // Asked of the block: a compiler that cannot see that all lanes of a wave go one way makes each shuffle fit for two.
         const bool goes_on = place.is_short || (step > 0 && step + kGroupsSteps < p.seqlen);

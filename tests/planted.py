@@ -325,8 +325,8 @@ BUGS = (
     _bug(
         "short tiles over one another",
         "fwd_raster",
-        "index_t(line - lines.whole) * kShort",
-        "index_t(line - lines.whole) * (kShort / 2)",
+        "+ line - lines.whole;",
+        "+ (line - lines.whole) / 2;",
         **_TURNED | {"file": ""},
     ),
     _bug(
