@@ -14,9 +14,9 @@
 // (Segments in matrix_core.h): nothing goes by shared memory.
 //
 //   x     [ 4 | 4 | 4 | 4 | 4 | ...         ]   8 bytes a lane (16 on some archs), all of `tiles` tiles at once
-//               x  Within                       a lane's part of the band, taken from the lane that has that pair of taps
 //               |  shuffle: the same steps of the segment before
-//               x  Before
+//               x  Before                       a lane's part of the band, taken from the lanes that have those pairs of taps
+//               x  Within                       the lane's own steps
 //   out   [ 4 | 4 | 4 | 4 | 4 | ...         ]   the lane's own: + bias, activation, rounding
 //
 // Waves share nothing; a wave keeps to one row. Rows that do not begin on a 32-byte sector keep the sectors of memory, so that
@@ -125,8 +125,7 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
         acc_t sums[kPieces][kPiece];
         for (int i = 0; i < kPieces; ++i)
             for (int j = 0; j < kPiece; ++j) sums[i][j] = bias;
-        Segments::add_products<elem_t>(sums, pieces[tile], within);
-        if constexpr (kHalo > 0) {
+        if constexpr (kHalo > 0) {  // first, so that taps are added in their order wherever a step lies
             piece_t previous[kPieces];
             for (int i = 0; i < kPieces; ++i) {  // segments 0, 8, ... follow the last one of the pieces before
                 previous[i] = halo;
@@ -135,6 +134,7 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
             }
             Segments::add_products<elem_t>(sums, previous, before);
         }
+        Segments::add_products<elem_t>(sums, pieces[tile], within);
 
         acc_t spread = 0;  // not 0 where a sum is not finite; then no other one of its segment is
         for (int i = 0; i < kPieces; ++i) spread += sums[i][0] - sums[i][0];

@@ -99,9 +99,9 @@ def test_sizes_and_seed_do_not_change_the_digest() -> None:
 def test_what_a_case_fixes_reaches_the_kernel() -> None:
     wide = Case(1, 8, 9, width=8, dtype="bfloat16", layout="channel_last")
     command = build.build(variants.get("fwd_raster"), wide, {}, "cpu").library.with_name("command.txt").read_text()
-    assert "-DCC1D_STEPS=12" in command.split()
-    with pytest.raises(ConfigError, match="steps=8"):
-        build.build(variants.get("fwd_raster"), wide, {"steps": 8}, "cpu")
+    assert "-DCC1D_STEPS=8" in command.split()
+    with pytest.raises(ConfigError, match="steps=4"):
+        build.build(variants.get("fwd_raster"), wide, {"steps": 4}, "cpu")
 
 
 @pytest.mark.usefixtures("with_runtime")

@@ -212,9 +212,9 @@ def test_every_choice_of_a_tunable_is_right(variant: variants.Variant) -> None:
 
 def test_a_choice_that_the_case_does_not_leave_is_an_unsupported_row() -> None:
     wide = Case(1, 8, 40, width=8, dtype="bfloat16", layout="channel_last")
-    rows = evaluate([Cell("fwd_raster", "cpu", wide, {"steps": steps}) for steps in (8, 12)])
-    assert [(row["status"], row["tunables"]["steps"]) for row in rows] == [("unsupported", 8), ("ok", 12)]
-    assert "fwd_raster has 12 alone for bfloat16 of width 8" in rows[0]["reason"]
+    rows = evaluate([Cell("fwd_raster", "cpu", wide, {"steps": steps}) for steps in (4, 8)])
+    assert [(row["status"], row["tunables"]["steps"]) for row in rows] == [("unsupported", 4), ("ok", 8)]
+    assert "fwd_raster has 8 alone for bfloat16 of width 8" in rows[0]["reason"]
 
 
 @pytest.mark.parametrize("given", [{"blok": 64}, {"block": 65}])
