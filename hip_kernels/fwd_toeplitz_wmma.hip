@@ -40,7 +40,8 @@ constexpr int kTiles = CC1D_TILES, kFramedTiles = 2 * kTiles;
 constexpr int kPiece = Segments::kPiece, kPieces = Segments::kPieces;
 constexpr int kHead = kPiece, kTail = 32 - 8;  // lanes for what is no whole piece at the ends of a framed row
 static_assert(sizeof(elem_t) == 2 && kPieces * kPiece * kWarp == kTile, "a tile is what all lanes hold");
-static_assert(kHalo <= kPiece * 2 && kHead + kTail <= 32, "a lane for each step that is left");
+static_assert(kHalo <= kSide, "the halo lies in the segment before");
+static_assert(kHead + kTail <= 32, "a lane for each step that is left");
 static_assert(!kChannelLast, "segments lie along the sequence");
 using piece_t = Packed<elem_t, kPiece>;
 
@@ -61,11 +62,6 @@ struct TapPairs {
     }
 };
 
-// Steps by which a row's frame begins before it.
-__device__ inline int lead_in_sector(const Channel& row, uint32_t batch) {
-    return static_cast<int>(reinterpret_cast<uintptr_t>(row.first + batch * row.batch_stride) / sizeof(elem_t) % kSide);
-}
-
 template <Rows kRows, int kTiles>
 __device__ inline void convolve(const Params& p, const Divisor& runs, const Divisor& dims) {
     constexpr int kRun = kTile * kTiles;  // neighbouring outputs of a wave
@@ -77,7 +73,7 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
 
     const Channel x(p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride, dim);
     const Channel out(p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride, dim);
-    const int seqlen = static_cast<int>(p.seqlen), lead = kFramed ? lead_in_sector(out, batch) : 0;
+    const int seqlen = static_cast<int>(p.seqlen), lead = kFramed ? lead_of<32>(out.first + batch * out.batch_stride) : 0;  // of the frame
     const Run<kPiece, kRows> run(batch, static_cast<int>(place) * kRun - lead, seqlen);  // its first piece
     const bool is_last = place == runs.d - 1;
 

@@ -3,8 +3,11 @@
 // A struct of 16-bit elements is taken apart by compilers, and its stores with it: a warp then writes half sectors. Words stay.
 #pragma once
 
-// Elements by which `p` is past a 16-byte boundary.
-__host__ __device__ inline int lead_of(const elem_t* p) { return reinterpret_cast<uintptr_t>(p) % 16 / sizeof(elem_t); }
+// Elements by which `p` is past a boundary of `Bytes`.
+template <int Bytes = 16>
+__host__ __device__ inline int lead_of(const elem_t* p) {
+    return reinterpret_cast<uintptr_t>(p) % Bytes / sizeof(elem_t);
+}
 
 // A tensor (batch, dim, seqlen) and its strides.
 struct Strided {
