@@ -21,10 +21,10 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("weight", "dweight"), ("dim", "width")),
     "seq_idx": ("batch", "seq"),
 }
-# Fields in their order: pointers first, then sizes and strides, for each part of the struct.
+# Fields in the order of params.h: pointers first, then sizes and strides, for each part of the struct.
 PLAIN_POINTERS = ("x", "weight", "bias", "out", "workspace")  # of a forward with nothing more: the struct begins so
 _PARTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (PLAIN_POINTERS, ("batch", "dim", "seqlen", "x", "out", "weight")),
+    (PLAIN_POINTERS, ("x", "weight", "batch", "dim", "seqlen", "out")),
     (("seq_idx", "initial_states", "final_states"), ("seq_idx", "initial_states", "final_states")),
     (
         ("dout", "dfinal_states", "dx", "dweight", "dbias", "dinitial_states"),

@@ -141,13 +141,13 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
     if (kStates && !kTailBlocks && exists && run.first() < run.last() && run.ends_row()) write_final_states(p, batch, dim);
 }
 
-extern "C" __global__ __launch_bounds__(kBlock, kMinThreads / kBlock) void fwd_register(const Params p, const Divisor runs, const Divisor inner, int by_channel, uint32_t count, uint32_t ahead) {
+extern "C" __global__ __launch_bounds__(kBlock, kMinThreads / kBlock) void fwd_register(const Divisor runs, const Divisor inner, int by_channel, uint32_t count, uint32_t ahead, const Params p) {
     convolve<Rows::aligned, kShort, kBlock>(p, runs, inner, by_channel, count, ahead);
 }
-extern "C" __global__ __launch_bounds__(kFramedBlock, kMinThreads / kFramedBlock) void framed(const Params p, const Divisor runs, const Divisor inner, int by_channel, uint32_t count, uint32_t ahead) {
+extern "C" __global__ __launch_bounds__(kFramedBlock, kMinThreads / kFramedBlock) void framed(const Divisor runs, const Divisor inner, int by_channel, uint32_t count, uint32_t ahead, const Params p) {
     convolve<Rows::framed, kLong, kFramedBlock>(p, runs, inner, by_channel, count, ahead);
 }
-extern "C" __global__ __launch_bounds__(kBlock, kMinThreads / kBlock) void scattered(const Params p, const Divisor runs, const Divisor inner, int by_channel, uint32_t count, uint32_t ahead) {
+extern "C" __global__ __launch_bounds__(kBlock, kMinThreads / kBlock) void scattered(const Divisor runs, const Divisor inner, int by_channel, uint32_t count, uint32_t ahead, const Params p) {
     convolve<Rows::scattered, kShort, kBlock>(p, runs, inner, by_channel, count, ahead);
 }
 
@@ -173,9 +173,9 @@ static void launch_runs(const Params& p, index_t runs, stream_t stream) {
     const dim3 grid = grid_of(ahead + ceil_div(count, Block), 1, 1, ahead + Divisor::kLimit / Block);
     if (kSeqIdx && Kernel != fwd_register) {
         launch_marks(p, stream);
-        launch_behind<Kernel>(grid, dim3(Block), stream, p, Divisor(runs), Divisor(by_channel ? p.batch : p.dim), by_channel, static_cast<uint32_t>(count), static_cast<uint32_t>(ahead));
+        launch_behind<Kernel>(grid, dim3(Block), stream, Divisor(runs), Divisor(by_channel ? p.batch : p.dim), by_channel, static_cast<uint32_t>(count), static_cast<uint32_t>(ahead), p);
     } else {
-        launch<Kernel>(grid, dim3(Block), stream, p, Divisor(runs), Divisor(by_channel ? p.batch : p.dim), by_channel, static_cast<uint32_t>(count), static_cast<uint32_t>(ahead));
+        launch<Kernel>(grid, dim3(Block), stream, Divisor(runs), Divisor(by_channel ? p.batch : p.dim), by_channel, static_cast<uint32_t>(count), static_cast<uint32_t>(ahead), p);
     }
 }
 

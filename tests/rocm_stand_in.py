@@ -188,12 +188,19 @@ API int __hipPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, void*
     *grid = pending.grid, *block = pending.block, *shared = pending.shared, *stream = pending.stream;
     return 0;
 }
+static size_t place_of_params(const std::string& kernel, void* stream) {
+    const char* told = getenv("STAND_IN_PARAMS");
+    const std::string key = "\"" + std::to_string(reinterpret_cast<uintptr_t>(stream)) + " " + kernel + "\": ";
+    const char* found = told ? strstr(told, key.c_str()) : nullptr;
+    return found ? atoi(found + key.size()) : 0;
+}
 API int hipLaunchKernel(const void* kernel, dim3 grid, dim3 block, void** args, size_t shared, void* stream) {
     FILE* file = fopen(getenv("STAND_IN_LOG"), "a");
     fprintf(file, "{\"kernel\": \"%s\", \"grid\": [%u, %u, %u], \"block\": [%u, %u, %u], \"shared\": %zu, ",
             names.at(kernel).c_str(), grid.x, grid.y, grid.z, block.x, block.y, block.z, shared);
     fprintf(file, "\"stream\": %lu, \"params\": \"", reinterpret_cast<unsigned long>(stream));
-    for (size_t i = 0; i < sizeof(Params); ++i) fprintf(file, "%02x", static_cast<unsigned char*>(args[0])[i]);
+    const void* params = args[place_of_params(names.at(kernel), stream)];
+    for (size_t i = 0; i < sizeof(Params); ++i) fprintf(file, "%02x", static_cast<const unsigned char*>(params)[i]);
     fprintf(file, "\"}\n");
     fclose(file);
     failure = getenv("STAND_IN_FAILS") ? 98 : 0;
@@ -209,7 +216,10 @@ API const char* hipGetErrorString(int) { return "invalid device function"; }
 
 
 def make_runtime(folder: Path) -> Path:
-    """A libamdhip64 that appends each launch as a line of JSON to the file STAND_IN_LOG, and runs nothing."""
+    """A libamdhip64 that appends each launch as a line of JSON to the file STAND_IN_LOG, and runs nothing.
+
+    STAND_IN_PARAMS: JSON of the places of Params among the arguments, by "stream kernel"; 0 for those not named.
+    """
     library = folder / "libamdhip64.so"
     include = paths.kernels_dir() / "include"
     command = ["g++", "-std=c++17", "-shared", "-fPIC", f"-I{include}", "-x", "c++", "-", "-o", str(library)]

@@ -83,12 +83,11 @@ def name_faults(kernels: list[Inspection], variant: variants.Variant) -> list[st
 def argument_faults(kernels: list[Inspection]) -> list[str]:
     """A kernel takes Params or a `Step`, perhaps scalars, all by value, nothing hidden: any loader can launch it."""
     steps = ("update_words", "indexed_words", "full_words", "indexed_full_words")
-    first = {name: code_object.Argument(0, 80, "by_value") for name in steps}
-    params = code_object.Argument(0, ctypes.sizeof(kernel.Params), "by_value")
+    params = ctypes.sizeof(kernel.Params)
     return [
         f"{i.kernel.name}: {i.kernel.kernarg_bytes} B, {i.kernel.arguments}"
         for i in kernels
-        if i.kernel.arguments[0] != first.get(i.kernel.name, params)
+        if [a.size for a in i.kernel.arguments].count(80 if i.kernel.name in steps else params) != 1
         or any(a.kind != "by_value" for a in i.kernel.arguments)
         or i.kernel.kernarg_bytes != i.kernel.arguments[-1].offset + i.kernel.arguments[-1].size
     ]

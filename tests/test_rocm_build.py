@@ -239,12 +239,21 @@ def test_a_process_without_a_hip_runtime_is_told_so() -> None:
         load_and_launch("libc.so.6", [cell], with_debian_hip())
 
 
+def _places(cell: Cell) -> dict[str, int]:
+    """Which argument of each kernel is Params, as the code object says."""
+    sizes = {k.name: [a.size for a in k.arguments] for k in code_object.read(build.build_cell(cell).library, "gfx1100")}
+    params = ctypes.sizeof(kernel.Params)
+    return {name: found.index(params) for name, found in sizes.items() if params in found}
+
+
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Cell, list[Any], list[dict[str, Any]]]]:
     """Every variant with what loading and launching gave, and its launches as the runtime was told of them."""
     folder = tmp_path_factory.mktemp("runtime")
     cells, log = [cell_of(v, "gfx1100") for v in BUILT], folder / "launches.jsonl"
-    found = load_and_launch(str(make_runtime(folder)), cells, with_debian_hip() | {"STAND_IN_LOG": str(log)})
+    places = {f"{4096 + i} {name}": place for i, cell in enumerate(cells) for name, place in _places(cell).items()}
+    environment = with_debian_hip() | {"STAND_IN_LOG": str(log), "STAND_IN_PARAMS": json.dumps(places)}
+    found = load_and_launch(str(make_runtime(folder)), cells, environment)
     told = launches(log)
     mine = [[launch for launch in told if launch["stream"] == 4096 + i] for i in range(len(cells))]
     return list(zip(cells, found, mine, strict=True))

@@ -10,12 +10,12 @@ struct Params {
     void* out;           // (batch, dim, seqlen), any strides
     void* workspace;     // cc1d_workspace_bytes() bytes, or null
 
-    int64_t batch, dim, seqlen;
-
-    // All strides are in elements.
+    // All strides are in elements. In the order in which a forward asks for them: a GPU fetches its arguments in lines of 64 bytes, and
+    // waits for each (60 cycles on an H100; DECISIONS 56).
     int64_t x_batch_stride, x_dim_stride, x_seq_stride;
-    int64_t out_batch_stride, out_dim_stride, out_seq_stride;
     int64_t weight_dim_stride, weight_width_stride;
+    int64_t batch, dim, seqlen;
+    int64_t out_batch_stride, out_dim_stride, out_seq_stride;
 
     // Sequences packed in a row, and what comes before and after it. Each may be null. states.h says what they mean.
     const void* seq_idx;         // (batch, seqlen) int32
