@@ -21,7 +21,7 @@
 //
 // Waves share nothing; a wave keeps to one row. Rows that do not begin on a 32-byte sector keep the sectors of memory, so that
 // each is written by one access; what is no whole piece of a lane at their ends, and up to 24 steps behind the last run, takes a lane each,
-// tap by tap: at 1023 steps a second run would bring few of them. Few runs are split into those of a tile.
+// tap by tap: at 1023 steps a second run would bring few of them. Where few waves run, and in short rows, a run is a tile or two.
 // 0 x Inf is not 0: a product spreads a NaN or Inf over all sums of its segment and of the next one, so lanes that find a sum that is
 // not finite compute theirs again, tap by tap.
 // channel_first alone: with the channels contiguous, no 16 bytes of memory belong to one product.
@@ -35,7 +35,7 @@ constexpr int kWaves = kBlock / kWarp;
 constexpr int kHalo = kWidth - 1;
 constexpr int kSide = 16;             // of a tile, so also the length of a segment; as many elements are a sector
 constexpr int kTile = kSide * kSide;  // outputs
-// Tiles of a run. In a frame longer runs: fewer of them have an end of the row.
+// Tiles of a run, at most. In a frame longer runs: fewer of them have an end of the row.
 constexpr int kTiles = CC1D_TILES, kFramedTiles = 2 * kTiles;
 constexpr int kPiece = Segments::kPiece, kPieces = Segments::kPieces;
 constexpr int kHead = kPiece, kTail = 32 - 8;  // lanes for what is no whole piece at the ends of a framed row
@@ -133,7 +133,15 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
         Segments::add_products<elem_t>(sums, pieces[tile], within);
 
         acc_t spread = 0;  // not 0 where a sum is not finite; then no other one of its segment is
-        for (int i = 0; i < kPieces; ++i) spread += sums[i][0] - sums[i][0];
+        for (int i = 0; i < kPieces; ++i) spread += sums[i][kPiece - 1] - sums[i][kPiece - 1];
+        piece_t results[kPieces];
+        const auto finish = [&] {
+            for (int i = 0; i < kPieces; ++i) {
+                for (int j = 0; j < kPiece; ++j) sums[i][j] = activate(sums[i][j]);
+                results[i] = piece_t::from(sums[i]);
+            }
+        };
+        finish();                 // while the vote is on its way
         if (vote(spread != 0)) {  // asked of all: the usual way has no lanes to wait for
             for (int i = 0; i < kPieces; ++i)
                 for (int j = 0; j < kPiece; ++j) sums[i][j] = bias;
@@ -144,14 +152,13 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
                         const int on = distance(tile, i) + j - kHalo + w, t = own.t + on;
                         if (t >= 0 && t < seqlen) sums[i][j] += to_float(weight[w * p.weight_width_stride]) * to_float(from[on * step]);
                     }
+            finish();
         }
 
         for (int i = 0; i < kPieces; ++i) {
-            for (int j = 0; j < kPiece; ++j) sums[i][j] = activate(sums[i][j]);
-            const auto result = piece_t::from(sums[i]);
             const auto piece = own.after(distance(tile, i));
-            if constexpr (!kFramed) piece.store(to + distance(tile, i) * out_step, out_step, result);
-            else if (piece.whole()) result.store(to + distance(tile, i));
+            if constexpr (!kFramed) piece.store(to + distance(tile, i) * out_step, out_step, results[i]);
+            else if (piece.whole()) results[i].store(to + distance(tile, i));
         }
     }
     if (!kFramed || (run.t >= 0 && !is_last)) return;
@@ -161,37 +168,35 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
     if (has_rest) out.first[batch * out.batch_stride + rest] = from_float<elem_t>(activate(sum));
 }
 
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_toeplitz_wmma(const Params p, const Divisor runs, const Divisor dims) { convolve<Rows::aligned, kTiles>(p, runs, dims); }
-extern "C" __global__ CC1D_BOUNDS(kBlock, kFramedResident) void framed(const Params p, const Divisor runs, const Divisor dims) { convolve<Rows::framed, kFramedTiles>(p, runs, dims); }
-extern "C" __global__ CC1D_BOUNDS(kBlock, kFramedResident) void scattered(const Params p, const Divisor runs, const Divisor dims) { convolve<Rows::scattered, kTiles>(p, runs, dims); }
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void aligned_few(const Params p, const Divisor runs, const Divisor dims) { convolve<Rows::aligned, 1>(p, runs, dims); }
-extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void framed_few(const Params p, const Divisor runs, const Divisor dims) { convolve<Rows::framed, 1>(p, runs, dims); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void fwd_toeplitz_wmma(const Divisor runs, const Divisor dims, const Params p) { convolve<Rows::aligned, kTiles>(p, runs, dims); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kFramedResident) void framed(const Divisor runs, const Divisor dims, const Params p) { convolve<Rows::framed, kFramedTiles>(p, runs, dims); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kFramedResident) void scattered(const Divisor runs, const Divisor dims, const Params p) { convolve<Rows::scattered, kTiles>(p, runs, dims); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void framed_short(const Divisor runs, const Divisor dims, const Params p) { convolve<Rows::framed, kTiles>(p, runs, dims); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void aligned_single(const Divisor runs, const Divisor dims, const Params p) { convolve<Rows::aligned, 1>(p, runs, dims); }
+extern "C" __global__ CC1D_BOUNDS(kBlock, kResident) void framed_single(const Divisor runs, const Divisor dims, const Params p) { convolve<Rows::framed, 1>(p, runs, dims); }
 
 static int64_t workspace_bytes(const Params&) { return 0; }
 
-// In runs of `tiles`, of `framed_tiles` where rows keep a frame: those that begin within a sector, or end within a run.
-static RowPlan plan_of(const Params& p, int tiles, int framed_tiles) {
-    const Strided x{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, out{p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride};
-    const index_t at_most = p.seqlen + kSide - 1 - kTail;  // steps of a frame, without what lies behind its last run
-    if (!x.alike(out)) return {Rows::scattered, ceil_div(p.seqlen, kTile * tiles)};
-    if (out.aligned(kSide) && p.seqlen % (kTile * tiles) == 0) return {Rows::aligned, p.seqlen / (kTile * tiles)};
-    return {Rows::framed, at_most > 0 ? ceil_div(at_most, kTile * framed_tiles) : 1};
-}
-
 template <auto Kernel>
 static void launch_runs(const Params& p, index_t runs, stream_t stream) {
-    launch<Kernel>(grid_of(ceil_div(p.batch * p.dim * runs, kWaves)), dim3(kBlock), stream, p, Divisor(runs), Divisor(p.dim));
+    launch<Kernel>(grid_of(ceil_div(p.batch * p.dim * runs, kWaves)), dim3(kBlock), stream, Divisor(runs), Divisor(p.dim), p);
 }
 
+// Rows that begin within a sector, or end within a tile, keep a frame. No run is longer than a row is.
 static void launch_stage(int, const Params& p, stream_t stream) {
-    RowPlan plan = plan_of(p, kTiles, kFramedTiles);
-    const bool are_few = plan.rows != Rows::scattered && p.batch * p.dim * plan.runs <= kFew * multiprocessors();
-    if (are_few) plan = plan_of(p, 1, 1);
-    if (plan.rows == Rows::aligned && are_few) launch_runs<aligned_few>(p, plan.runs, stream);
-    if (plan.rows == Rows::framed && are_few) launch_runs<framed_few>(p, plan.runs, stream);
-    if (plan.rows == Rows::aligned && !are_few) launch_runs<fwd_toeplitz_wmma>(p, plan.runs, stream);
-    if (plan.rows == Rows::framed && !are_few) launch_runs<framed>(p, plan.runs, stream);
-    if (plan.rows == Rows::scattered) launch_runs<scattered>(p, plan.runs, stream);
+    const Strided x{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, out{p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride};
+    const auto are_few = [&](index_t runs) { return p.batch * p.dim * runs <= kFew * multiprocessors(); };
+    if (!x.alike(out)) return launch_runs<scattered>(p, ceil_div(p.seqlen, kTile * kTiles), stream);
+    if (out.aligned(kSide) && p.seqlen % kTile == 0) {
+        const index_t tiles = p.seqlen / kTile;
+        if (tiles % kTiles || are_few(tiles / kTiles)) return launch_runs<aligned_single>(p, tiles, stream);
+        return launch_runs<fwd_toeplitz_wmma>(p, tiles / kTiles, stream);
+    }
+    const index_t steps = p.seqlen + kSide - 1 - kTail;  // of a frame, without what lies behind its last run
+    const index_t tiles = steps > 0 ? ceil_div(steps, kTile) : 1, runs = ceil_div(tiles, kFramedTiles);
+    if (tiles == 1 || are_few(runs)) return launch_runs<framed_single>(p, tiles, stream);
+    if (tiles <= kTiles) return launch_runs<framed_short>(p, 1, stream);
+    launch_runs<framed>(p, runs, stream);
 }
 
 CC1D_EXPORT("conv")

@@ -162,8 +162,8 @@ def test_a_backward_row_by_row_is_right_whatever_lies_beyond_its_units(view: str
 
 @pytest.mark.parametrize("dim", [3, 21])
 def test_a_banded_product_is_right_whatever_lies_behind_its_last_run(dim: int) -> None:
-    """Runs of 256 steps for 3 channels, of 1024 for 21, and from nothing to 24 steps behind the last one."""
-    lengths = (1, 17, 18, 24, 25, 256, 273, 274, 280, 281, 1017, 1024, 1026, 1041, 1042, 1048, 1049)
+    """Runs of 256 steps for 3 channels, of up to 1024 for 21, and from nothing to 24 steps behind the last one."""
+    lengths = (1, 17, 18, 24, 25, 256, 273, 274, 280, 281, 529, 530, 536, 537, 768, 1024, 1026, 1041, 1042, 1048, 1049)
     for i, seqlen in enumerate(lengths):
         arch = ("wave32", "wave64", "wave32_gfx12")[i % 3]
         for view in ("contiguous", "misaligned"):
