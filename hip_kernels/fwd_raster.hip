@@ -29,8 +29,8 @@ constexpr int kSteps = CC1D_STEPS, kResident = CC1D_RESIDENT;
 // The same of tiles of other rows, each of which costs more: more steps share the halo.
 constexpr int kLongSteps = kWide && sizeof(elem_t) == 2 ? 12 : 8, kLongRows = kHalo + kLongSteps;
 constexpr int kMostLong = kWide ? 640 : 896, kLongResident = kResident < kMostLong ? kResident : kMostLong;
-// Of the last tiles: a third of what the device runs at once. More of them share too little of the halo.
-constexpr int kFewSteps = 4, kShare = 3;
+// Of the last tiles: kSharePct of what the device runs at once. More of them share too little of the halo.
+constexpr int kFewSteps = 4, kSharePct = 40;
 constexpr int kShortSteps = kKnowsMultiprocessors && !kWide && kSteps > kFewSteps && kSteps % kFewSteps == 0 ? kFewSteps : kSteps;
 constexpr int kLanes = CC1D_BYTES / sizeof(elem_t);  // channels of a thread
 // Bytes that the L2 fetches at once: where rows cut lines of memory (128 bytes), what one tile leaves of a line the next one soon wants.
@@ -70,7 +70,8 @@ struct Steps {
     index_t first;
     int count, missing;
 
-    __device__ Steps(const Params& p, index_t first)
+    template <typename P>  // Params, or what else has seqlen
+    __device__ Steps(const P& p, index_t first)
         : first(first), count(clamped<-kHalo, kSteps>(p.seqlen - first)), missing(kHalo - clamped<0, kHalo>(first)) {}
     __device__ bool all() const { return missing == 0 && count == kSteps; }
     __device__ bool has(int row) const { return row >= missing && row < kHalo + count; }
@@ -284,11 +285,34 @@ constexpr int kTurnedBlock = kWarp == kGroup && sizeof(elem_t) == 2 && !kSeqIdx 
 // In fp32 more registers pay; in 16 bits what fwd_raster takes with packed sequences would spill.
 constexpr int kTurnedResident = kLongResident - (sizeof(elem_t) > 2 ? 128 : 0);
 constexpr int kShortTurned = kKnowsMultiprocessors && sizeof(elem_t) == 2 && !kSeqIdx ? kFewSteps : kLongSteps;  // slower elsewhere
+constexpr uint32_t kBytes = sizeof(elem_t);
 constexpr int kGroups = kTurnedBlock / kGroup, kGroupsSteps = kGroups * kLongSteps;  // of a block, but for short ones
+
+// What a block asks for beside Params, in that order: a GPU waits for each line of 64 bytes (DECISIONS 56), and where a call begins nothing hides
+// what a block does before its loads (DECISIONS 57). So it counts channels and steps in 32 bits, which turn_of() sees to; offsets have 64.
+struct Turned {
+    const elem_t* x;  // kHalo steps before the first
+    int64_t x_batch_bytes;
+    Lines lines;
+    uint32_t x_step_bytes;
+    elem_t* out;
+    int64_t out_batch_bytes;
+    uint32_t out_step_bytes;
+    int begin;        // of InSectors
+    uint32_t inside;  // lines of a batch between its first one and the last steps
+    int dim;
+    const void *weight, *bias;
+    uint32_t stores;  // of InSectors
+    // A vector is stored where the sector that holds it begins in this row, if rows are joined, and else where all of it is in this row: what is to
+    // be taken off its address, of these bits, and what its channel is then below.
+    uint32_t within, end;
+    bool joined;
+    int seqlen;
+};
 
 // A group of lanes among those of a row: its first channel, whether it has the row's beginning and end, or certainly no channel of another row.
 struct Group {
-    index_t dim0;
+    int dim0;
     bool is_first, is_last, is_plain;
 };
 
@@ -319,50 +343,55 @@ __device__ inline void convolve_rest(const Params& p, index_t batch, const Steps
     }
 }
 
-// Whether one row of channels begins where the other ends: then the last group goes on into the next row, up to a whole sector. Packed
-// sequences have other marks there.
-__host__ __device__ inline bool are_joined(const Params& p) { return !kSeqIdx && p.x_seq_stride == p.dim && p.out_seq_stride == p.dim; }
+__device__ inline uint32_t low_bits(const elem_t* p) { return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(p)); }
 
-// A group's tile. kInside: with all its steps and those around them, so that rows go on in memory beyond both ends. `stores`: where a plain
-// one stores (InSectors).
+// A group's tile. kInside: with all its steps and those around them, so that rows go on in memory beyond both ends. `from`: channel 0, kHalo
+// steps before the tile's first.
 template <int kTurn, bool kInside, int kSteps>
-__device__ inline void convolve_turned(const Params& p, index_t batch, const Steps<kSteps>& steps, const Group& group, uint32_t stores) {
+__device__ inline void convolve_turned(const Params& p, const Turned& turned, uint32_t batch, uint32_t first, const Group& group, const elem_t* from) {
     constexpr int kRows = kHalo + kSteps;
+    const Steps<kSteps> steps(turned, first);
     const bool is_plain = kInside && group.is_plain;
     using Rows = TurnedRows<kTurn>;
-    const int lane = lane_id() % kGroup, lane0 = lane_id() - lane;
-    const index_t dim = group.dim0 + lane * kNarrow;
-    const int64_t x_step = step_bytes(p.x_seq_stride), out_step = step_bytes(p.out_seq_stride);
-    const elem_t* from = static_cast<const elem_t*>(p.x) + batch * p.x_batch_stride + dim + (steps.first - kHalo) * p.x_seq_stride;
+    const int lane = lane_id() % kGroup, lane0 = lane_id() - lane, dim = group.dim0 + lane * kNarrow;
+    from += dim;
+    const int64_t x_step = opaque(static_cast<int64_t>(turned.x_step_bytes));
     narrow_t vectors[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r, from = bytes_on(from, x_step)) vectors[r] = kInside || steps.has(r) ? narrow_t::load<kFetchRows>(from - behind(kTurn, r)) : narrow_t::zero();
     VotedMarks marks;
     if constexpr (kSeqIdx) marks.load(p, batch, steps.first);
     Parameters<kNarrow> parameters;
-    if (is_plain) parameters.load_pairs(p, dim);
-    else parameters.load_around(p, dim);
+    if (is_plain) parameters.load_pairs(turned, dim);
+    else parameters.load_around(turned, dim);
     Sequences<kSteps> sequences;
     if constexpr (kSeqIdx) sequences.find(marks);
 
-    elem_t* out = static_cast<elem_t*>(p.out) + batch * p.out_batch_stride + group.dim0 + steps.first * p.out_seq_stride;
+    elem_t* out = bytes_on(bytes_on(turned.out, batch * turned.out_batch_bytes), first, turned.out_step_bytes) + group.dim0;
     const auto stored_of = [&](int step) {
-        const int by = behind(kTurn, step + kHalo), known = known_vectors(kTurn, step + kHalo);
-        const index_t channel = group.dim0 - by, t = steps.first + step;
-        const elem_t *row = out + step * p.out_seq_stride - by, *row0 = row - channel;
+        const int by = behind(kTurn, step + kHalo), known = known_vectors(kTurn, step + kHalo), channel = group.dim0 - by;
+        const elem_t *row = bytes_on(out, step, turned.out_step_bytes) - by, *row0 = row - channel;
         Stored stored(static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(narrow_t) % kSectorVectors), by, known);
-        if (group.is_first) {  // the row before may have stored its own end and this one's beginning
-            const bool is_begun = are_joined(p) && t > kGroupsSteps && (kInside || t % kGroupsSteps == 0);
-            stored.start(is_begun ? to_sector(row0) : 0, channel, by > 0);
+        if (group.is_first) {
+            const uint32_t t = first + step;  // the row before may have stored its own end and this one's beginning
+            const bool is_begun = turned.joined && t > kGroupsSteps && (kInside || t % kGroupsSteps == 0);
+            stored.start(turned.joined && (kInside || is_begun) ? to_sector(row0) : 0, channel, by > 0);
+            if (!is_begun) stored.rest_begin = 0;
         }
         if (!kInside && group.is_last) stored.end = known;
-        stored.stop(p.dim + (kInside && are_joined(p) ? to_sector(row0 + p.dim) : 0), channel, group.is_last);
+        stored.stop(turned.dim, channel, group.is_last);
         return stored;
     };
+    elem_t* to = out + lane * kNarrow;
     uint32_t mine = 0;  // a bit a step
-    if (is_plain) {
-        const uint32_t bits = stores >> (lane % kSectorVectors * InSectors::kBits);
-        mine = lane < kSectorVectors ? bits : lane < kGroup - kSectorVectors ? ~uint32_t{0} : ~bits;
+    if (kInside) {
+        const uint32_t bits = turned.stores >> (lane % kSectorVectors * InSectors::kBits);
+        mine = lane < kSectorVectors && !group.is_first ? bits : lane < kGroup - kSectorVectors ? ~uint32_t{0} : ~bits;
+        if (!is_plain)
+            for (int step = 0; step < kSteps; ++step) {
+                const uint32_t by = behind(kTurn, step + kHalo), within = (low_bits(to) + step * turned.out_step_bytes - by * kBytes) & turned.within;
+                if (dim - by - within / kBytes >= turned.end) mine &= ~(uint32_t{1} << step);
+            }
     } else {
         const uint32_t of_step = lane < steps.count ? stored_of(lane).mask() : 0;  // of step `lane`, a bit a lane
         for (int step = 0; step < kSteps; ++step) mine |= (shuffle(of_step, lane0 + step) >> lane & 1) << step;
@@ -373,25 +402,63 @@ __device__ inline void convolve_turned(const Params& p, index_t batch, const Ste
         if (kStates && !kInside && row < steps.missing)
             for (int i = 0; i < kNarrow; ++i) vectors[row].replace(i, x_at(p, batch, dim + i, steps.first + row - kHalo));
     };
-    elem_t* to = out + lane * kNarrow;
     const auto store = [&](int step, const Results& results) {
         const narrow_t v = Rows::in_memory(step + kHalo, results.template part<kNarrow>(0));
-        if (mine >> step & 1) v.store(to - behind(kTurn, step + kHalo));
-        to = bytes_on(to, out_step);
+        // Each address by itself: from one to the next they wait for one another.
+        if (mine >> step & 1) v.store(bytes_on(to, opaque(step), turned.out_step_bytes) - behind(kTurn, step + kHalo));
     };
     convolve(parameters, sequences, enter, [&](int row, int i) { return vectors[row].at(i); }, store);
-    if (is_plain || (kInside && are_joined(p) && steps.first > kGroupsSteps)) return;  // nothing is left
+    if (is_plain || (kInside && turned.joined && (group.is_last || first > kGroupsSteps))) return;  // nothing is left
     const int own_step = lane / (kGroup / kSteps);
-    if ((group.is_first || group.is_last) && own_step < steps.count) {
+    if ((group.is_first || group.is_last) && (kInside || own_step < steps.count)) {
         const Stored stored = stored_of(own_step);
         convolve_rest(p, batch, steps, sequences, own_step, stored.rest_begin, stored.rest_end);
     }
-    if (kStates && !kTailBlocks && steps.first + kSteps >= p.seqlen) {
+    if (kStates && !kTailBlocks && steps.first + kSteps >= turned.seqlen) {
         write_final_states(p, batch, dim, kNarrow);
         if (group.is_first && lane < group.dim0) write_final_states(p, batch, lane);
-        if (group.is_last && group.dim0 + kSpan + lane < p.dim) write_final_states(p, batch, group.dim0 + kSpan + lane);
+        if (group.is_last && group.dim0 + kSpan + lane < turned.dim) write_final_states(p, batch, group.dim0 + kSpan + lane);
     }
 }
+
+template <int kTurn>
+__device__ inline void convolve_turned(const Params& p, const Turned& turned) {
+    if constexpr (kTurns && kTurn <= kNarrow) {
+        const auto ahead = static_cast<uint32_t>(tail_blocks<kTurnedBlock>(p));
+        if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kTurnedBlock>(p);
+        const Place<kLongSteps / kShortTurned> place(blockIdx.x - ahead, turned.lines);
+        const int tile = place.is_short ? kShortTurned : kLongSteps;
+        const uint32_t first = place.down * (kGroups * tile) + threadIdx.x / kGroup * tile;
+        const elem_t* from = bytes_on(bytes_on(turned.x, place.batch * turned.x_batch_bytes), first, turned.x_step_bytes);
+        const uint32_t row0 = low_bits(turned.out) + place.batch * static_cast<uint32_t>(turned.out_batch_bytes) + (first - kHalo) * turned.out_step_bytes;
+        const int to_sector = -(row0 / kBytes) % kSector;  // to_sector() asks for all bits of an address
+        const int dim0 = place.across * kAdvance;
+        Group group{dim0, place.across == 0, place.across == turned.lines.across.d - 1, false};
+        group.is_plain = !group.is_first && dim0 + kSpan <= turned.dim;
+        // Asked of the block: a compiler that cannot see that all lanes of a wave go one way makes each shuffle fit for two.
+        if (place.is_short || place.down - 1 < turned.inside) {
+            // Begins `begin` elements into a sector, 3 to 18 (of 16 bits) before the row: then it knows the row's first vector, wherever that begins.
+            group.dim0 -= kNarrow - 1 + static_cast<uint32_t>(2 * kSector - to_sector - turned.begin - (kNarrow - 1)) % kSector;
+            if (place.is_short) convolve_turned<kTurn, true, kShortTurned>(p, turned, place.batch, first, group, from);
+            else convolve_turned<kTurn, true, kLongSteps>(p, turned, place.batch, first, group, from);
+        } else if (first < static_cast<uint32_t>(turned.seqlen)) {
+            // Begins on the row's first boundary; the last group reaches back to be whole.
+            const int aligned = to_sector % kNarrow, last = turned.dim - kSpan - (turned.dim - kSpan - aligned) % kNarrow;
+            group.dim0 = dim0 + aligned < last ? dim0 + aligned : last;
+            convolve_turned<kTurn, false, kLongSteps>(p, turned, place.batch, first, group, from);
+        }
+    }
+}
+
+// A kernel each: one that asks for the turn is 1 % slower.
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned1(const Turned turned, const Params p) { convolve_turned<1>(p, turned); }
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned2(const Turned turned, const Params p) { convolve_turned<2>(p, turned); }
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned3(const Turned turned, const Params p) { convolve_turned<3>(p, turned); }
+extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned4(const Turned turned, const Params p) { convolve_turned<4>(p, turned); }
+
+// Whether one row of channels begins where the other ends: then the last group goes on into the next row, up to a whole sector. Packed
+// sequences have other marks there.
+static bool are_joined(const Params& p) { return !kSeqIdx && p.x_seq_stride == p.dim && p.out_seq_stride == p.dim; }
 
 // Groups of a row: so many that the last one reaches the next row's first whole sector.
 static index_t groups_of(const Params& p) {
@@ -399,45 +466,13 @@ static index_t groups_of(const Params& p) {
     return inside > outside ? inside : outside;
 }
 
-template <int kTurn>
-__device__ inline void convolve_turned(const Params& p, const Lines& lines, int begin, uint32_t stores) {
-    if constexpr (kTurns && kTurn <= kNarrow) {
-        const auto ahead = static_cast<uint32_t>(tail_blocks<kTurnedBlock>(p));
-        if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kTurnedBlock>(p);
-        const Place<kLongSteps / kShortTurned> place(blockIdx.x - ahead, lines);
-        const int tile = place.is_short ? kShortTurned : kLongSteps;
-        const index_t step = index_t(place.down) * (kGroups * tile);
-        const LongSteps steps(p, step + threadIdx.x / kGroup * tile);
-        const elem_t* row0 = static_cast<const elem_t*>(p.out) + place.batch * p.out_batch_stride + (steps.first - kHalo) * p.out_seq_stride;
-        // Asked of the block: a compiler that cannot see that all lanes of a wave go one way makes each shuffle fit for two.
-        const bool goes_on = place.is_short || (step > 0 && step + kGroupsSteps < p.seqlen);
-        Group group{index_t(place.across) * kAdvance, place.across == 0, place.across == lines.across.d - 1, false};
-        group.is_plain = !group.is_first && group.dim0 + kSpan <= p.dim;
-        if (goes_on) {
-            // Begins `begin` elements into a sector, 3 to 18 (of 16 bits) before the row: then it knows the row's first vector, wherever that begins.
-            group.dim0 -= kNarrow - 1 + (2 * kSector - to_sector(row0) - begin - (kNarrow - 1)) % kSector;
-            if (place.is_short) convolve_turned<kTurn, true, kShortTurned>(p, place.batch, Steps<kShortTurned>(p, steps.first), group, stores);
-            else convolve_turned<kTurn, true, kLongSteps>(p, place.batch, steps, group, stores);
-        } else if (steps.count > 0) {
-            // Begins on the row's first boundary; the last group reaches back to be whole.
-            const index_t aligned = to_sector(row0) % kNarrow, last = p.dim - kSpan - (p.dim - kSpan - aligned) % kNarrow;
-            group.dim0 = group.dim0 + aligned < last ? group.dim0 + aligned : last;
-            convolve_turned<kTurn, false, kLongSteps>(p, place.batch, steps, group, 0);
-        }
-    }
-}
-
-// A kernel each: one that asks for the turn is 1 % slower.
-extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned1(const Params p, const Lines lines, int begin, uint32_t stores) { convolve_turned<1>(p, lines, begin, stores); }
-extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned2(const Params p, const Lines lines, int begin, uint32_t stores) { convolve_turned<2>(p, lines, begin, stores); }
-extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned3(const Params p, const Lines lines, int begin, uint32_t stores) { convolve_turned<3>(p, lines, begin, stores); }
-extern "C" __global__ CC1D_BOUNDS(kTurnedBlock, kTurnedResident) void turned4(const Params p, const Lines lines, int begin, uint32_t stores) { convolve_turned<4>(p, lines, begin, stores); }
-
 // By how much the rows of both tensors turn, where they lie alike; else 0.
 static uint32_t turn_of(const Params& p) {
     const index_t strides = p.x_seq_stride - p.out_seq_stride, batches = p.x_batch_stride - p.out_batch_stride;
     const auto apart = (reinterpret_cast<uintptr_t>(p.x) - reinterpret_cast<uintptr_t>(p.out)) / sizeof(elem_t);
+    constexpr index_t kMost = 1 << 30;  // of what is counted in 32 bits, and bytes from a step to the next
     if (!kTurns || p.dim < 2 * kSpan || p.x_seq_stride < p.dim || p.out_seq_stride < p.dim || strides % kNarrow || batches % kNarrow || apart % kNarrow || !Parameters<kLanes>::are_together(p)) return 0;
+    if (p.seqlen >= kMost || p.x_seq_stride >= kMost || p.out_seq_stride >= kMost) return 0;
     return kNarrow - static_cast<uint32_t>(-static_cast<uint64_t>(p.x_seq_stride)) % kNarrow;
 }
 
@@ -459,32 +494,73 @@ static int64_t workspace_bytes(const Params&) { return 0; }
 
 // `down` lines of blocks a batch; `resident` threads fit on a multiprocessor, and `shorter` short tiles are as long as a whole one. Neither the
 // first line of a batch nor the last one comes in short tiles, nor do tiles that the device runs all at once.
+struct Tiling {
+    Lines lines;
+    index_t blocks;
+
+    Tiling(const Params& p, index_t across, index_t down, int resident, int block, int shorter) : lines{Divisor(across), Divisor(down), 0} {
+        const index_t at_once = multiprocessors() * (resident / block);
+        index_t left_out = shorter > 1 && p.batch * down * across > at_once ? ceil_div(kSharePct * at_once, 100 * across) : 0;
+        if (left_out > down - 2) left_out = down > 2 ? down - 2 : 0;
+        const index_t whole = p.batch * down - left_out;
+        lines.whole = static_cast<uint32_t>(whole);
+        blocks = (whole + left_out * shorter) * across;
+    }
+};
+
 template <auto Kernel, int Block, typename... More>
-static void launch_tiles(const Params& p, index_t across, index_t down, int resident, int shorter, stream_t stream, More... more) {
-    const index_t ahead = tail_blocks<Block>(p), at_once = multiprocessors() * (resident / Block);
-    index_t left_out = shorter > 1 && p.batch * down * across > at_once ? ceil_div(at_once, kShare * across) : 0;
-    if (left_out > down - 2) left_out = down > 2 ? down - 2 : 0;
-    const index_t whole = p.batch * down - left_out;
-    const Lines lines{Divisor(across), Divisor(down), static_cast<uint32_t>(whole)};
-    launch<Kernel>(grid_of(ahead + (whole + left_out * shorter) * across, 1, 1, ahead + Divisor::kLimit), dim3(Block), stream, p, lines, more...);
+static void launch_tiles(const Params& p, const Tiling& tiles, stream_t stream, More... more) {
+    const index_t ahead = tail_blocks<Block>(p);
+    launch<Kernel>(grid_of(ahead + tiles.blocks, 1, 1, ahead + Divisor::kLimit), dim3(Block), stream, more...);
+}
+
+static void launch_turned(const Params& p, int turn, stream_t stream) {
+    const Tiling tiles(p, groups_of(p), ceil_div(p.seqlen, kGroupsSteps), kTurnedResident, kTurnedBlock, kLongSteps / kShortTurned);
+    const InSectors in_sectors(p.out_seq_stride, turn, kHalo, kLongSteps);
+    const auto bytes = [](index_t elements) { return elements * static_cast<int64_t>(kBytes); };
+    const index_t inside = ceil_div(p.seqlen, kGroupsSteps) - 2;
+    const bool joined = are_joined(p);
+    const Turned turned{bytes_on(static_cast<const elem_t*>(p.x), -kHalo * bytes(p.x_seq_stride)),
+                        bytes(p.x_batch_stride),
+                        tiles.lines,
+                        static_cast<uint32_t>(bytes(p.x_seq_stride)),
+                        static_cast<elem_t*>(p.out),
+                        bytes(p.out_batch_stride),
+                        static_cast<uint32_t>(bytes(p.out_seq_stride)),
+                        in_sectors.first,
+                        static_cast<uint32_t>(inside > 0 ? inside : 0),
+                        static_cast<int>(p.dim),
+                        p.weight,
+                        p.bias,
+                        in_sectors.stores,
+                        joined ? (kSector - kNarrow) * kBytes : 0,
+                        static_cast<uint32_t>(joined ? p.dim : p.dim - kNarrow + 1),
+                        joined,
+                        static_cast<int>(p.seqlen)};
+    if (turn == 1) launch_tiles<turned1, kTurnedBlock>(p, tiles, stream, turned, p);
+    if (turn == 2) launch_tiles<turned2, kTurnedBlock>(p, tiles, stream, turned, p);
+    if (turn == 3) launch_tiles<turned3, kTurnedBlock>(p, tiles, stream, turned, p);
+    if (turn == 4) launch_tiles<turned4, kTurnedBlock>(p, tiles, stream, turned, p);
 }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
     const index_t across = ceil_div(p.dim, kAcross * kLanes);
     const Channels channels = how(p);
-    if (channels == Channels::vectors) launch_tiles<fwd_raster, kBlock>(p, across, ceil_div(p.seqlen, kDown * kSteps), kResident, kSteps / kShortSteps, stream);
+    const int turn = channels == Channels::apart ? static_cast<int>(turn_of(p)) : 0;
+    if (turn > 0) return launch_turned(p, turn, stream);
+    if (channels == Channels::vectors) {
+        const Tiling tiles(p, across, ceil_div(p.seqlen, kDown * kSteps), kResident, kBlock, kSteps / kShortSteps);
+        launch_tiles<fwd_raster, kBlock>(p, tiles, stream, p, tiles.lines);
+    }
     if (channels == Channels::apart) {
         const int advance = staged_advance(p);
-        const uint32_t turn = turn_of(p);
-        const index_t groups = groups_of(p), rows = ceil_div(p.seqlen, kGroupsSteps);
-        const InSectors in_sectors(p.out_seq_stride, turn, kHalo, kLongSteps);
-        if (turn == 0) launch_tiles<staged, kStagedBlock>(p, staged_across(p, advance), ceil_div(p.seqlen, kLongSteps), 0, 1, stream, advance);
-        if (turn == 1) launch_tiles<turned1, kTurnedBlock>(p, groups, rows, kTurnedResident, kLongSteps / kShortTurned, stream, in_sectors.first, in_sectors.stores);
-        if (turn == 2) launch_tiles<turned2, kTurnedBlock>(p, groups, rows, kTurnedResident, kLongSteps / kShortTurned, stream, in_sectors.first, in_sectors.stores);
-        if (turn == 3) launch_tiles<turned3, kTurnedBlock>(p, groups, rows, kTurnedResident, kLongSteps / kShortTurned, stream, in_sectors.first, in_sectors.stores);
-        if (turn == 4) launch_tiles<turned4, kTurnedBlock>(p, groups, rows, kTurnedResident, kLongSteps / kShortTurned, stream, in_sectors.first, in_sectors.stores);
+        const Tiling tiles(p, staged_across(p, advance), ceil_div(p.seqlen, kLongSteps), 0, kStagedBlock, 1);
+        launch_tiles<staged, kStagedBlock>(p, tiles, stream, p, tiles.lines, advance);
     }
-    if (channels == Channels::scattered) launch_tiles<scattered, kBlock>(p, across, ceil_div(p.seqlen, kDown * kLongSteps), 0, 1, stream);
+    if (channels == Channels::scattered) {
+        const Tiling tiles(p, across, ceil_div(p.seqlen, kDown * kLongSteps), 0, kBlock, 1);
+        launch_tiles<scattered, kBlock>(p, tiles, stream, p, tiles.lines);
+    }
 }
 
 CC1D_EXPORT("conv")

@@ -278,9 +278,23 @@ BUGS = (
     _bug(
         "the next row's beginning left out",
         "fwd_raster",
-        "? to_sector(row0 + p.dim) : 0",
-        "? 0 : 0",
+        "(joined ? p.dim : p.dim - kNarrow + 1)",
+        "(joined ? p.dim - kSector : p.dim - kNarrow + 1)",
         **_TURNED | {"file": ""},
+    ),
+    _bug(
+        "a row with a gap behind it goes on",
+        "fwd_raster",
+        "(joined ? p.dim : p.dim - kNarrow + 1)",
+        "(p.dim)",
+        **_TURNED | {"file": "", "view": "sliced_input", "row_stride": 579},
+    ),
+    _bug(
+        "a row with a gap before it begins with a sector",
+        "fwd_raster",
+        "lane < kSectorVectors && !group.is_first ?",
+        "lane < kSectorVectors ?",
+        **_TURNED | {"file": "", "view": "sliced_input", "row_stride": 579},
     ),
     _bug(
         "the next row's channels with the last weights",
@@ -341,8 +355,8 @@ BUGS = (
     _bug(
         "a short tile takes the end of a row for its own",
         "fwd_raster",
-        "goes_on = place.is_short ||",
-        "goes_on =",
+        "if (place.is_short || place.down",
+        "if (place.down",
         **_TURNED | {"file": ""},
     ),
     _bug("channels apart stored side by side", "bwd_persistent", "? i * Across :", "? i :", **_APART),

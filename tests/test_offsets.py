@@ -11,6 +11,7 @@ import math
 import mmap
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,11 @@ def far_apart(near: torch.Tensor, keep: int | None) -> torch.Tensor:
     strides, low = [0] * near.dim(), 1
     for i in sorted(range(near.dim()), key=lambda i: i != keep):  # the low parts number the elements
         strides[i], low = low + (FAR if i != keep else 0), low * near.shape[i]
+    return strided(near, strides)
+
+
+def strided(near: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
+    """The same values by other strides, in memory of which those pages exist that hold one."""
     size = sum((n - 1) * s for n, s in zip(near.shape, strides, strict=True)) + 1
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
     memory = mmap.mmap(-1, size * near.itemsize, flags=flags)
@@ -123,6 +129,49 @@ def test_an_offset_in_32_bits_is_found(
     found = variants.get(variant)
     case = cases_of(found, found.layouts[0])[-1 if "states" in file else 0]
     assert tensor in wrong_tensors(found, case)
+
+
+TURNED = Case(2, 515, 50, dtype="float16", layout="channel_last")
+TURNED_STRIDES = (515, 2**30 - 1, 2**31 + 3)  # of a step: one after the other, within 32 bits of bytes, and beyond
+
+
+def wrong_strides() -> list[int]:
+    """Strides of TURNED_STRIDES by which rows of channels that turn, in batches far apart, give another result."""
+    loaded = kernel.load(build.build(variants.get("fwd_raster"), TURNED, {}, "cpu").library)
+    expected = run(loaded, near_tensors(TURNED))["out"]
+    wrong = []
+    for stride in TURNED_STRIDES:
+        tensors = near_tensors(TURNED)
+        for name in ("x", "out"):
+            tensors[name] = strided(tensors[name], (stride * TURNED.seqlen + FAR, 1, stride))
+        if not torch.equal(run(loaded, tensors)["out"], expected):
+            wrong.append(stride)
+    return wrong
+
+
+def test_rows_that_turn_may_lie_far_apart() -> None:
+    assert wrong_strides() == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "file", "strides"),
+    [
+        ("static_cast<uint64_t>(n) * bytes", "n * bytes", "include/cc1d/packed.h", [2**30 - 1]),
+        (
+            "place.batch * turned.x_batch_bytes",
+            "place.batch * static_cast<uint32_t>(turned.x_batch_bytes)",
+            "",
+            [515, 2**30 - 1],
+        ),
+        ("kMost = 1 << 30", "kMost = index_t(1) << 40", "", [2**31 + 3]),
+    ],
+)
+def test_rows_that_turn_and_are_counted_too_narrowly_are_found(
+    old: str, new: str, file: str, strides: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bug = Planted("narrow", "fwd_raster", old, new, TURNED, file or "fwd_raster.hip")
+    monkeypatch.setenv("CC1D_KERNELS", str(plant(bug, tmp_path)))
+    assert wrong_strides() == strides
 
 
 # --- how many there are ---------------------------------------------------------------------------

@@ -45,8 +45,14 @@ __device__ inline To bits_as(const From& from) {
 __device__ inline int64_t step_bytes(int64_t stride) { return opaque(stride * static_cast<int64_t>(sizeof(elem_t))); }
 
 template <typename T>
-__device__ inline T* bytes_on(T* p, int64_t bytes) {
+__host__ __device__ inline T* bytes_on(T* p, int64_t bytes) {
     return reinterpret_cast<T*>(const_cast<char*>(reinterpret_cast<const char*>(p)) + bytes);
+}
+
+// `n` times `bytes` on: one instruction, where a product of 64 bits takes three.
+template <typename T>
+__device__ inline T* bytes_on(T* p, uint32_t n, uint32_t bytes) {
+    return bytes_on(p, static_cast<int64_t>(static_cast<uint64_t>(n) * bytes));
 }
 
 // 32 bits of the 64 in two words, from bit `by` on, which is 32 at most.
@@ -185,7 +191,8 @@ struct Parameters {
     }
 
     // Of any `dim`, odd or even for all threads alike, and those beside it: two from an even one on lie on their boundary.
-    __device__ void load_pairs(const Params& p, index_t dim) {
+    template <typename P>
+    __device__ void load_pairs(const P& p, index_t dim) {
         const weight_t* weight = static_cast<const weight_t*>(p.weight) + dim * kWidth;
         const weight_t* bias = static_cast<const weight_t*>(p.bias) + dim;
         weights = words_t<N * kWidth>::zero();
@@ -199,13 +206,14 @@ struct Parameters {
         }
     }
 
-    // Of `dim` and those beside it, where the last channel stands before the first, and the first behind the last.
-    __device__ void load_around(const Params& p, index_t dim) {
+    // Of any `dim` and those beside it, where the first channel stands behind the last one. Those before the first get its own.
+    template <typename P, typename Index>
+    __device__ void load_around(const P& p, Index dim) {
         weights = words_t<N * kWidth>::zero();
         biases = words_t<N>::zero();
         for (int i = 0; i < N; ++i) {
-            const index_t at = dim + i, channel = at < 0 ? at + p.dim : at < p.dim ? at : at - p.dim;
-            take<kWidth>(weights, i * kWidth, static_cast<const weight_t*>(p.weight) + channel * kWidth);
+            const Index at = dim + i < 0 ? 0 : dim + i, channel = at < p.dim ? at : at - p.dim;
+            take<kWidth>(weights, i * kWidth, static_cast<const weight_t*>(p.weight) + index_t(channel) * kWidth);
             if (p.bias) take<1>(biases, i, static_cast<const weight_t*>(p.bias) + channel);
         }
     }

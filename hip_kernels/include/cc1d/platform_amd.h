@@ -114,6 +114,7 @@ __device__ inline float reciprocal(float v) { return __builtin_amdgcn_rcpf(v); }
 __device__ inline float exp2_approximate(float v) { return __builtin_amdgcn_exp2f(v); }
 
 __device__ inline int64_t opaque(int64_t v) { return v; }
+__device__ inline int opaque(int v) { return v; }
 __device__ inline int lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }  // which is set
 __device__ inline int lane_id() {
     return kWarp == 64 ? __builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0)) : __builtin_amdgcn_mbcnt_lo(~0u, 0);

@@ -209,6 +209,7 @@ inline float exp2_approximate(float v) {
 }
 
 inline int64_t opaque(int64_t v) { return v; }
+inline int opaque(int v) { return v; }
 inline int lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }  // which is set
 inline int lane_id() { return static_cast<int>(cc1d_lane()); }
 

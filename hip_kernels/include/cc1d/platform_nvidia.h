@@ -148,6 +148,10 @@ __device__ inline int64_t opaque(int64_t v) {
     asm("" : "+l"(v));
     return v;
 }
+__device__ inline int opaque(int v) {
+    asm("" : "+r"(v));
+    return v;
+}
 
 __device__ inline int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }  // which is set
 __device__ inline int lane_id() { return threadIdx.x % kWarp; }

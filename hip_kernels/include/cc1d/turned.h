@@ -62,7 +62,7 @@ private:
 // What a group stores of a row: the vectors [begin, end), and where the row begins or ends the channels that are no whole vector.
 struct Stored {
     int begin, end;
-    index_t rest_begin = 0, rest_end = 0;
+    int rest_begin = 0, rest_end = 0;
 
     // `in_sector`: where in a sector the group's first vector lies, which begins `behind` elements before its first channel. Whole sectors of
     // the vectors that it knows; where those are one too few, two groups write parts of a sector.
@@ -72,15 +72,15 @@ struct Stored {
         end = begin + kAdvance / kNarrow;
     }
     // From channel `from` on, where `channel` is the one at `row`, and the first vector known is that or the next.
-    __device__ void start(index_t from, index_t channel, int known_from) {
-        begin = static_cast<int>(from - channel + kNarrow - 1) / kNarrow;
+    __device__ void start(int from, int channel, int known_from) {
+        begin = (from - channel + kNarrow - 1) / kNarrow;
         if (begin < known_from) begin = known_from;
         rest_begin = from, rest_end = channel + begin * kNarrow;
     }
     // Not beyond channel `to`. The last group stores what is left, too.
-    __device__ void stop(index_t to, index_t channel, bool is_last) {
-        const index_t whole = (to - channel) >> (kNarrow == 4 ? 2 : 1);  // rounds down
-        if (whole < end) end = static_cast<int>(whole);
+    __device__ void stop(int to, int channel, bool is_last) {
+        const int whole = (to - channel) >> (kNarrow == 4 ? 2 : 1);  // rounds down
+        if (whole < end) end = whole;
         if (is_last) rest_begin = channel + end * kNarrow, rest_end = to;
     }
     __device__ uint32_t mask() const { return ones_from(begin) & ~ones_from(end); }  // a bit a lane
