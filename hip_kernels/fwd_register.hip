@@ -16,13 +16,12 @@
 #include "cc1d/sequences.h"
 
 constexpr int kBlock = CC1D_BLOCK;
-constexpr int kFramedBlock = sizeof(elem_t) == 2 ? 2 * kBlock : kBlock;  // more at once from one place pays where rows end anywhere
 constexpr int kHalo = kWidth - 1;
-// Neighbouring elements of a thread: more where a run costs more than its elements, as in framed rows.
-constexpr int kLong = 2 * kVec, kShort = kVec * CC1D_VECTORS;
+// Neighbouring elements of a thread: more in framed rows where each run looks for its marks.
+constexpr int kOwn = kVec * CC1D_VECTORS, kOwnFramed = kSeqIdx && !kStates ? 2 * kVec : kOwn;
 constexpr int kHaloPad = kHalo > kVec ? 2 * kVec : kVec;  // whole vectors that hold the halo
 constexpr int kFetch = 128;  // bytes of framed rows that the L2 fetches at once: they cut lines of memory
-static_assert(kHalo <= kShort && kHalo <= kHaloPad, "the halo lies in one run");
+static_assert(kHalo <= kOwn && kHalo <= kHaloPad, "the halo lies in one run");
 static_assert(!kChannelLast, "rows run along the sequence");
 // With states as many threads to a multiprocessor as 48 registers allow; else the compiler's own choice is as good.
 constexpr int kMinThreads = kStates && !kSeqIdx && kWidth <= 4 ? 1280 : 0;
@@ -73,12 +72,12 @@ __device__ inline void sum_sequences(const Parameters<1>& parameters, const acc_
 // Rows are numbered as they lie in memory: batch by batch, or channel by channel where the batch is the second dimension there (not with packed
 // sequences, which that would cost 0.5 %). `inner`: channels of a batch, or batches of a channel; `count`: runs of all rows; `ahead`: blocks
 // before those.
-template <Rows kRows, int kRun, int kThreads>
+template <Rows kRows, int kRun>
 __device__ inline void convolve(const Params& p, const Divisor& runs, const Divisor& inner, int by_channel, uint32_t count, uint32_t ahead) {
     if (kSeqIdx) by_channel = 0;
     using run_t = Packed<elem_t, kRun>;
-    if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kThreads>(p);
-    const uint32_t place = (kTailBlocks ? blockIdx.x - ahead : blockIdx.x) * kThreads + threadIdx.x;
+    if (kTailBlocks && blockIdx.x < ahead) return write_tail_block<kBlock>(p);
+    const uint32_t place = (kTailBlocks ? blockIdx.x - ahead : blockIdx.x) * kBlock + threadIdx.x;
     const bool exists = place < count;  // the others stay for the shuffle, and do the first run again
     const uint32_t number = exists ? place : 0;
     const uint32_t row = runs(number), first = inner(row), second = row - first * inner.d;
@@ -142,13 +141,13 @@ __device__ inline void convolve(const Params& p, const Divisor& runs, const Divi
 }
 
 extern "C" __global__ __launch_bounds__(kBlock, kMinThreads / kBlock) void fwd_register(const Divisor runs, const Divisor inner, int by_channel, uint32_t count, uint32_t ahead, const Params p) {
-    convolve<Rows::aligned, kShort, kBlock>(p, runs, inner, by_channel, count, ahead);
+    convolve<Rows::aligned, kOwn>(p, runs, inner, by_channel, count, ahead);
 }
-extern "C" __global__ __launch_bounds__(kFramedBlock, kMinThreads / kFramedBlock) void framed(const Divisor runs, const Divisor inner, int by_channel, uint32_t count, uint32_t ahead, const Params p) {
-    convolve<Rows::framed, kLong, kFramedBlock>(p, runs, inner, by_channel, count, ahead);
+extern "C" __global__ __launch_bounds__(kBlock, kMinThreads / kBlock) void framed(const Divisor runs, const Divisor inner, int by_channel, uint32_t count, uint32_t ahead, const Params p) {
+    convolve<Rows::framed, kOwnFramed>(p, runs, inner, by_channel, count, ahead);
 }
 extern "C" __global__ __launch_bounds__(kBlock, kMinThreads / kBlock) void scattered(const Divisor runs, const Divisor inner, int by_channel, uint32_t count, uint32_t ahead, const Params p) {
-    convolve<Rows::scattered, kShort, kBlock>(p, runs, inner, by_channel, count, ahead);
+    convolve<Rows::scattered, kOwn>(p, runs, inner, by_channel, count, ahead);
 }
 
 #if CC1D_SEQ_IDX
@@ -166,27 +165,27 @@ static int64_t workspace_bytes(const Params&) { return 0; }
 static void launch_marks(const Params&, stream_t) {}
 #endif
 
-template <auto Kernel, int Block>
+template <auto Kernel>
 static void launch_runs(const Params& p, index_t runs, stream_t stream) {
-    const index_t count = p.batch * p.dim * runs, ahead = tail_blocks<Block>(p);
+    const index_t count = p.batch * p.dim * runs, ahead = tail_blocks<kBlock>(p);
     const int by_channel = !kSeqIdx && p.x_batch_stride < p.x_dim_stride;
-    const dim3 grid = grid_of(ahead + ceil_div(count, Block), 1, 1, ahead + Divisor::kLimit / Block);
+    const dim3 grid = grid_of(ahead + ceil_div(count, kBlock), 1, 1, ahead + Divisor::kLimit / kBlock);
     if (kSeqIdx && Kernel != fwd_register) {
         launch_marks(p, stream);
-        launch_behind<Kernel>(grid, dim3(Block), stream, Divisor(runs), Divisor(by_channel ? p.batch : p.dim), by_channel, static_cast<uint32_t>(count), static_cast<uint32_t>(ahead), p);
+        launch_behind<Kernel>(grid, dim3(kBlock), stream, Divisor(runs), Divisor(by_channel ? p.batch : p.dim), by_channel, static_cast<uint32_t>(count), static_cast<uint32_t>(ahead), p);
     } else {
-        launch<Kernel>(grid, dim3(Block), stream, Divisor(runs), Divisor(by_channel ? p.batch : p.dim), by_channel, static_cast<uint32_t>(count), static_cast<uint32_t>(ahead), p);
+        launch<Kernel>(grid, dim3(kBlock), stream, Divisor(runs), Divisor(by_channel ? p.batch : p.dim), by_channel, static_cast<uint32_t>(count), static_cast<uint32_t>(ahead), p);
     }
 }
 
 static void launch_stage(int, const Params& p, stream_t stream) {
-    RowPlan plan = rows_of<kShort, kLong>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, {p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride}});
+    RowPlan plan = rows_of<kOwn, kOwnFramed>(p, {{p.x, p.x_batch_stride, p.x_dim_stride, p.x_seq_stride}, {p.out, p.out_batch_stride, p.out_dim_stride, p.out_seq_stride}});
     // The kernel of aligned rows asks neither of weights nor of ids how they lie.
-    const bool together = Parameters<1>::are_together(p) && (!kSeqIdx || OwnIds<kShort>::takes(p));
-    if (plan.rows == Rows::aligned && !together) plan = {Rows::framed, ceil_div(p.seqlen, kLong)};
-    if (plan.rows == Rows::aligned) launch_runs<fwd_register, kBlock>(p, plan.runs, stream);
-    if (plan.rows == Rows::framed) launch_runs<framed, kFramedBlock>(p, plan.runs, stream);
-    if (plan.rows == Rows::scattered) launch_runs<scattered, kBlock>(p, plan.runs, stream);
+    const bool together = Parameters<1>::are_together(p) && (!kSeqIdx || OwnIds<kOwn>::takes(p));
+    if (plan.rows == Rows::aligned && !together) plan = {Rows::framed, ceil_div(p.seqlen, kOwnFramed)};
+    if (plan.rows == Rows::aligned) launch_runs<fwd_register>(p, plan.runs, stream);
+    if (plan.rows == Rows::framed) launch_runs<framed>(p, plan.runs, stream);
+    if (plan.rows == Rows::scattered) launch_runs<scattered>(p, plan.runs, stream);
 }
 
 CC1D_EXPORT("conv")
