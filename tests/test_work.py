@@ -202,7 +202,7 @@ OUTPUTS = {
     "fwd_shared_memory": (8, 4),
     "fwd_channel_last": (32, 32),
     "fwd_register": (8, 4),
-    "fwd_register:framed": (16, 8),
+    "fwd_register:framed": (8, 4),
     "fwd_register:scattered": (8, 4),
     "fwd_raster": (16, 4),
     "fwd_raster:staged": (32, 16),
@@ -223,7 +223,7 @@ OUTPUTS = {
 # from step to step, the count takes some for the arm that is left out.
 SOME = {f"fwd_raster:turned{turn}": ((2 * 32, 13, 2.2), None) for turn in (3, 4)}
 SOME |= {
-    "fwd_raster:turned1": ((2 * 32, 13, 2.2), (20, 22, 3)),
+    "fwd_raster:turned1": ((2 * 32, 13, 2.2), (20, 22, 3.1)),
     "fwd_raster:turned2": ((2 * 32, 13, 2.2), (2 * 16, 21.5, 2.2)),
 }
 SOME |= {f"bwd_warp_walk:{kernel}": ((32, 35.5, 3.1), None) for kernel in ("by_rows", "by_rows_alone")}
@@ -255,7 +255,9 @@ def test_every_kernel_is_counted_on_its_own_path(arch: str, dtype: str) -> None:
         if kernel != "fwd_naive":  # x, or x and the gradient, once; weight, bias, and what lies before
             # A vector each of x, the halo and the taps, and the bias: 13 words for 4 outputs.
             # A tile of few steps: its own and the 3 before, and the taps and the bias of each channel.
-            most = {"fwd_register": 3.25, "fwd_raster": 4.5 if is_wide else 4.0}.get(kernel, 3.1)
+            most = {"fwd_register": 3.25, "fwd_register:framed": 3.25, "fwd_raster": 4.5 if is_wide else 4.0}.get(
+                kernel, 3.1
+            )
             assert 1 + is_bwd <= counts.load_bytes / itemsize <= most, kernel
     for kernel, expected in SOME.items():
         if expected[is_wide] is None:
