@@ -414,7 +414,7 @@ __device__ inline void convolve_turned(const Params& p, const Turned& turned, ui
         const Stored stored = stored_of(own_step);
         convolve_rest(p, batch, steps, sequences, own_step, stored.rest_begin, stored.rest_end);
     }
-    if (kStates && !kTailBlocks && steps.first + kSteps >= turned.seqlen) {
+    if (kStates && !kTailBlocks && (kWarp == kGroup || steps.count > 0) && steps.first + kSteps >= turned.seqlen) {
         write_final_states(p, batch, dim, kNarrow);
         if (group.is_first && lane < group.dim0) write_final_states(p, batch, lane);
         if (group.is_last && group.dim0 + kSpan + lane < turned.dim) write_final_states(p, batch, group.dim0 + kSpan + lane);
@@ -441,7 +441,7 @@ __device__ inline void convolve_turned(const Params& p, const Turned& turned) {
             group.dim0 -= kNarrow - 1 + static_cast<uint32_t>(2 * kSector - to_sector - turned.begin - (kNarrow - 1)) % kSector;
             if (place.is_short) convolve_turned<kTurn, true, kShortTurned>(p, turned, place.batch, first, group, from);
             else convolve_turned<kTurn, true, kLongSteps>(p, turned, place.batch, first, group, from);
-        } else if (first < static_cast<uint32_t>(turned.seqlen)) {
+        } else if (first - lane_id() / kGroup * tile < static_cast<uint32_t>(turned.seqlen)) {  // of a wave's first group: the others wait with it
             // Begins on the row's first boundary; the last group reaches back to be whole.
             const int aligned = to_sector % kNarrow, last = turned.dim - kSpan - (turned.dim - kSpan - aligned) % kNarrow;
             group.dim0 = dim0 + aligned < last ? dim0 + aligned : last;
