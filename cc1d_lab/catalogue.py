@@ -34,7 +34,7 @@ side by side (`channels.h`) at any address, those shifted between lanes (`turned
   `kWarp`, and each tunable as `CC1D_<NAME>`. Sizes, strides (in elements) and pointers come in `Params`
   (`include/cc1d/params.h`); a kernel may take a struct of its own, made from it by the launcher (`update_words.hip`).
   A GPU waits for each 64 bytes of arguments, so first in `Params` stands what is needed first, and where it pays
-  (`fwd_register.hip`) the launch's own numbers stand before it.
+  (`fwd_register.hip`, rows that turn in `fwd_raster.hip`) the launch's own numbers stand before it.
 - Sums are `acc_t` (fp32). `from_float<elem_t>` rounds once, to nearest even, on store. Offsets are `index_t` (64 bits).
 - The second and third dimension of a grid end at 65,535, so kernels take their place from the first.
 - `__global__`, `__shared__`, `__syncthreads()`, `threadIdx` stand there literally. What the vendors name differently

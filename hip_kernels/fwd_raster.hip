@@ -317,7 +317,7 @@ struct Group {
 };
 
 // Channels [begin, end) of a step of a tile one by one, every kLanesAStep-th of them by a lane: what is left at the ends of rows. At most
-// 7 of 16 bits: a lane loads all of its own at once.
+// 7 of 16 bits, of which a lane loads all of its own at once, but for one row of a batch: that behind the first tiles, up to its first sector.
 constexpr int kRestAtOnce = kStates || sizeof(elem_t) > 2 ? 1 : 2;  // with states, two would spill registers
 template <int kSteps>
 __device__ inline void convolve_rest(const Params& p, index_t batch, const Steps<kSteps>& steps, const Sequences<kSteps>& sequences, int step, index_t begin, index_t end) {

@@ -18,7 +18,7 @@
 constexpr int kBlock = CC1D_BLOCK;
 constexpr int kHalo = kWidth - 1;
 // Neighbouring elements of a thread: more in framed rows where each run looks for its marks.
-constexpr int kOwn = kVec * CC1D_VECTORS, kOwnFramed = kSeqIdx && !kStates ? 2 * kVec : kOwn;
+constexpr int kOwn = kVec * CC1D_VECTORS, kOwnFramed = kSeqIdx ? 2 * kVec : kOwn;
 constexpr int kHaloPad = kHalo > kVec ? 2 * kVec : kVec;  // whole vectors that hold the halo
 constexpr int kFetch = 128;  // bytes of framed rows that the L2 fetches at once: they cut lines of memory
 static_assert(kHalo <= kOwn && kHalo <= kHaloPad, "the halo lies in one run");
